@@ -1,0 +1,1 @@
+"""Runnable examples; import them from the root of a checkout."""

@@ -1,0 +1,1 @@
+"""Procedural retina scans with lesions, and a small network that tells them apart."""

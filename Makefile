@@ -14,7 +14,7 @@ VERSION_CHECK = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	% (sys.executable, sys.version.split()[0]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format bench clean distclean
+.PHONY: help demo test slow lint lint-style lint-format lint-types lint-layers format bench clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -28,10 +28,18 @@ test: $(DEV_STAMP)  ## run the default test suite (PYTEST_ARGS=... is passed on)
 slow: $(DEV_STAMP)  ## run the tests marked slow or zoo
 	$(PY) -m pytest -m "slow or zoo" $(PYTEST_ARGS)
 
-lint: $(DEV_STAMP)  ## check style, formatting, types and import layers
+lint: lint-style lint-format lint-types lint-layers  ## check style, formatting, types and import layers
+
+lint-style: $(DEV_STAMP)
 	$(PY) -m ruff check .
+
+lint-format: $(DEV_STAMP)
 	$(PY) -m ruff format --check .
+
+lint-types: $(DEV_STAMP)
 	$(PY) -m mypy
+
+lint-layers: $(DEV_STAMP)
 	"$(VENV)/bin/lint-imports" --no-cache
 
 format: $(DEV_STAMP)  ## fix what ruff can fix, and format

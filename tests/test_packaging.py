@@ -37,10 +37,12 @@ for package in ("kcompile", "kcompile.core", "kcompile.passes", "kcompile.runtim
             if (error.name or "kcompile").split(".")[0] == "kcompile":
                 raise
 ours = {name: os.path.realpath(m.__file__) for name, m in sys.modules.items() if name.split(".")[0] == "kcompile"}
-assert {"kcompile.core", "kcompile.passes.rules", "kcompile.runtime", "kcompile.cuda_ops"} <= set(ours), ours
-assert all(file.startswith(where) for file in ours.values()), ours
-files = [os.path.realpath(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
-assert sum(file.startswith(where) for file in files) == len(ours) == len(set(ours.values())), ours
+assert {"kcompile.core", "kcompile.passes.rules", "kcompile.runtime", "kcompile.cuda_ops"} <= set(ours), sorted(ours)
+assert len(set(ours.values())) == len(ours), f"a file has two names: {sorted(ours.values())}"
+strangers = [file for file in ours.values() if not file.startswith(where)]
+assert not strangers, f"not below {where}: {strangers}"
+bare = {"passes", "runtime", "cuda_ops"} & set(sys.modules)
+assert not bare, f"imported by their bare names: {bare}"
 """
 
 
@@ -114,7 +116,7 @@ def test_editable_install_imports_from_elsewhere(symlinks: bool, tmp_path: Path)
         (tmp_path / "user" / link / "__init__.py").write_text("raise RuntimeError('not kcompile')")
 
     # -S leaves out the environment's own .pth files, and with them its install of kcompile.
-    code = "import site, sys; sys.path.append(sys.argv[3]); site.addsitedir(sys.argv[2])\n" + IMPORT_EVERYTHING
+    code = "import site, sys; site.addsitedir(sys.argv[2]); sys.path.append(sys.argv[3])\n" + IMPORT_EVERYTHING
     site_packages = Path(pytest.__file__).parents[1]
     run(sys.executable, "-S", "-c", code, source, tmp_path / "site", site_packages, cwd=tmp_path / "user")
 

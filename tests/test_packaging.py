@@ -89,7 +89,9 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_wheel_holds_every_file_of_the_folders_once(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packaged = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert sorted(packaged) == sorted(set().union(*map(files_to_package, PACKAGE_OF_FOLDER)))
+    wanted = set().union(*map(files_to_package, PACKAGE_OF_FOLDER))
+    assert not wanted - set(packaged), "missing: list the folder or the kind of data file in pyproject.toml"
+    assert sorted(packaged) == sorted(wanted)
 
 
 def test_wheel_imports_completely(wheel: Path, tmp_path: Path) -> None:

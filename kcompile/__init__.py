@@ -1,0 +1,1 @@
+"""kcompile: fast occlusion explanations of CNNs."""

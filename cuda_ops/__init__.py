@@ -1,0 +1,8 @@
+"""The ops of incremental inference, ``torch.ops.kcompile.*``; importing this package registers them."""
+
+from kcompile.cuda_ops import cpu, reference
+from kcompile.cuda_ops.schema import LIBRARY
+
+for _name in ("gather", "superimpose", "gather_superimpose"):
+    LIBRARY.impl(_name, getattr(cpu, _name), "CPU")
+    LIBRARY.impl(_name, getattr(reference, _name), "CUDA")

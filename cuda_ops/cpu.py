@@ -1,0 +1,67 @@
+"""CPU kernels in terms of torch's own row copies.
+
+A window is copied row by row: a row of a channels-last window is one contiguous run of ``width * C`` values of the base.
+Superimposing copies one slice per run of equal offsets; the scheduler sorts batches so that there are few runs.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
+    """See `reference.gather`."""
+    bases, channels = base.shape[0], base.shape[-1]
+    sizes = list(base.shape[1:-1])
+    if not sizes:
+        return base.index_select(0, origins[:, 0])
+    if bases == 1 and extent == sizes:  # the whole tensor: one base for every query
+        whole = base.expand(origins.shape[0], *base.shape[1:])
+        return whole.clone(memory_format=torch.contiguous_format).movedim(-1, 1)  # contiguous() may alias
+    row = origins[:, 0]
+    for axis, size in enumerate(sizes[:-1]):
+        row = row.unsqueeze(-1) * size + (origins[:, axis + 1].view([-1] + [1] * (axis + 1)) + torch.arange(extent[axis]))
+    starts = row.reshape(origins.shape[0], -1) * sizes[-1] + origins[:, -1:]
+    width = extent[-1]
+    count = bases * _product(sizes) - width + 1
+    runs = base.as_strided((count, width * channels), (channels, 1))
+    return runs.index_select(0, starts.reshape(-1)).view(-1, *extent, channels).movedim(-1, 1)
+
+
+def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
+    """See `reference.superimpose`."""
+    laid = window.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    _lay(laid, patch, offsets)
+    return laid
+
+
+def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Tensor, extent: list[int]) -> Tensor:
+    """See `reference.gather_superimpose`."""
+    window = gather(base, origins, extent)
+    _lay(window, patch, offsets)
+    return window
+
+
+def _lay(window: Tensor, patch: Tensor, offsets: Tensor) -> None:
+    """Copy the patches into the windows, one slice per run of queries with equal offsets."""
+    first = 0
+    for offset, run in groupby(map(tuple, offsets.tolist())):
+        last = first + sum(1 for _ in run)
+        into, part = window[first:last], patch[first:last]
+        for axis, begin in enumerate(offset):
+            low = max(begin, 0)
+            length = max(min(begin + patch.shape[axis + 2], window.shape[axis + 2]) - low, 0)
+            into = into.narrow(axis + 2, low if length else 0, length)
+            part = part.narrow(axis + 2, low - begin if length else 0, length)
+        into.copy_(part)
+        first = last
+
+
+def _product(sizes: list[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,63 @@
+"""Pure-torch reference of the ops: any device, any number of spatial axes, index arithmetic only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kcompile.cuda_ops.schema import channels_last_empty
+
+
+def _cells(first: Tensor, extent: list[int], axis: int) -> Tensor:
+    """Coordinates of a window along one axis, shaped to broadcast over [N, *extent]."""
+    steps = torch.arange(extent[axis], device=first.device)
+    shape = [1] * (len(extent) + 1)
+    shape[0], shape[axis + 1] = -1, extent[axis]
+    return (first[:, None] + steps).reshape(shape)
+
+
+def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
+    """Read one window per query.
+
+    Args:
+        base: Padded base tensors [B, *sizes, C].
+        origins: [N, 1 + axes]: index of the base, then the window's first cell per axis, in padded coordinates.
+        extent: Cells of the window per axis.
+
+    Returns:
+        Windows [N, C, *extent], channels-last in memory.
+    """
+    origins = origins.to(base.device)
+    rows = origins[:, 0].reshape([-1] + [1] * len(extent))
+    cells = [_cells(origins[:, axis + 1], extent, axis) for axis in range(len(extent))]
+    return base[(rows, *cells)].movedim(-1, 1)
+
+
+def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
+    """Lay one patch tensor over each window; what sticks out of the window is cropped.
+
+    Args:
+        window: [N, C, *extent].
+        patch: [N, C, *patch extent].
+        offsets: [N, axes]: the patch's first cell in window coordinates; may be negative.
+
+    Returns:
+        A new tensor of the window's shape, channels-last in memory.
+    """
+    offsets = offsets.to(window.device)
+    extent, sizes = list(window.shape[2:]), list(patch.shape[2:])
+    inside = torch.ones([window.shape[0]] + [1] * len(extent), dtype=torch.bool, device=window.device)
+    cells = []
+    for axis, size in enumerate(sizes):
+        cell = _cells(-offsets[:, axis], extent, axis)
+        inside = inside & (cell >= 0) & (cell < size)
+        cells.append(cell.clamp(0, max(size - 1, 0)))
+    rows = torch.arange(window.shape[0], device=window.device).reshape([-1] + [1] * len(extent))
+    laid = patch.movedim(1, -1)[(rows, *cells)].movedim(-1, 1)
+    result = channels_last_empty(window, window.shape[0], window.shape[1], extent)
+    return result.copy_(torch.where(inside.unsqueeze(1), laid, window))
+
+
+def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Tensor, extent: list[int]) -> Tensor:
+    """`gather`, then `superimpose`, as one op."""
+    return superimpose(gather(base, origins, extent), patch, offsets)

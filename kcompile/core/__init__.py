@@ -1,0 +1,1 @@
+"""Plain types of the compiler: intervals, regions, plans and errors. Imports no torch."""

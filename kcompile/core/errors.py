@@ -1,0 +1,41 @@
+"""Named errors. Every message says what was given and what is allowed (docs/design.md, section 8)."""
+
+
+class KCompileError(Exception):
+    """Base of every error that kcompile raises on purpose."""
+
+
+class CaptureError(KCompileError):
+    """The model could not be traced to a graph."""
+
+
+class UnsupportedOpError(KCompileError):
+    """An operator without a spatial rule was met under ``on_unsupported="error"``."""
+
+
+class ModelModeError(KCompileError):
+    """The model is in training mode, or its rows influence one another."""
+
+
+class InputError(KCompileError, ValueError):
+    """An image, a patch or a position has a wrong rank, size, type or device."""
+
+
+class PositionError(InputError):
+    """Positions have a wrong type or shape, or lie wholly outside the image."""
+
+
+class NotMaterializedError(KCompileError):
+    """A query came before a base image was materialised."""
+
+
+class StaleWeightsError(KCompileError):
+    """The model's weights changed after compilation."""
+
+
+class MemoryBudgetError(KCompileError):
+    """The memory budget is too small for a single query."""
+
+
+class VerificationError(KCompileError):
+    """The verifier found a pass's result to be inconsistent: a fault of the compiler."""

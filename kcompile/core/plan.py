@@ -1,0 +1,176 @@
+"""The frozen result of compilation: complete data, printable and savable, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from kcompile.core import axis_map, region
+from kcompile.core.axis_map import AxisMap
+from kcompile.core.region import RegionDef
+
+FORMAT = 1
+RAW_PATCH = -1  # as `Read.patch`: the user's patches at their positions, before they are cropped to the image
+
+
+class Placement(StrEnum):
+    """How one node runs for a batch of queries."""
+
+    INCREMENTAL = "incremental"  # only the region, on windows of base and patch
+    DENSE = "dense"  # the whole tensor for every query
+    REUSE = "reuse"  # the patch cannot reach it: the base's value serves all queries
+
+
+@dataclass(frozen=True)
+class BaseTensor:
+    """A tensor of the base image that queries read, kept channels-last and padded once.
+
+    ``shape`` is (channels, *sizes), ``padding`` the cells (low, high) added per axis, ``fill`` their value. A constant
+    (``batched`` false) is the same for all base images.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    fill: float
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """One gather, and superimpose if ``patch`` is set, at the boundary of an op.
+
+    The op computes region ``target``; through ``maps`` this asks for a window of ``base``. ``patch`` is the region of
+    the tensor that is laid over the window. A read without a target takes the whole tensor (the boundary to a dense op).
+    """
+
+    name: str
+    base: str
+    patch: int | None
+    target: int | None
+    maps: tuple[AxisMap, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the canonical graph and what was decided for it.
+
+    ``macs`` counts the multiply-adds of one full inference; ``region`` is an index into the plan's table (None: the
+    patch cannot reach it, or it is dense). ``shape`` is (channels, *sizes) or the shape without batch.
+    """
+
+    name: str
+    op: str
+    module: str
+    shape: tuple[int, ...]
+    macs: int
+    placement: Placement
+    rule: str
+    reason: str
+    region: int | None
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a runtime needs to know beside the graph modules and the weights."""
+
+    input_shape: tuple[int, ...]
+    patch_shape: tuple[int, ...]
+    regions: tuple[RegionDef, ...]
+    bases: tuple[BaseTensor, ...]
+    reads: tuple[Read, ...]
+    layers: tuple[Layer, ...]
+
+    def base(self, name: str) -> BaseTensor:
+        """The base tensor called ``name``."""
+        return next(base for base in self.bases if base.name == name)
+
+    def cell_macs(self) -> list[float]:
+        """Multiply-adds per output cell of all incremental layers, summed by region."""
+        totals = [0.0] * len(self.regions)
+        for layer in self.layers:
+            if layer.placement is Placement.INCREMENTAL and layer.region is not None:
+                cells = 1
+                for size in self.regions[layer.region].shape:
+                    cells *= size
+                totals[layer.region] += layer.macs / cells
+        return totals
+
+    def dense_macs(self) -> int:
+        """Multiply-adds of all dense layers, per query."""
+        return sum(layer.macs for layer in self.layers if layer.placement is Placement.DENSE)
+
+    def full_macs(self) -> int:
+        """Multiply-adds of one full inference."""
+        return sum(layer.macs for layer in self.layers)
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it back to an equal plan."""
+        return json.dumps({"format": FORMAT, "plan": _to_data(self)}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The text was written by another format version.
+        """
+        data = json.loads(text)
+        if data.get("format") != FORMAT:
+            raise ValueError(f"this plan has format {data.get('format')!r}; this version of kcompile reads {FORMAT}")
+        plan = _from_data(data["plan"])
+        assert isinstance(plan, Plan)
+        return plan
+
+    def __str__(self) -> str:
+        """A table of the layers, one line each."""
+        return "\n".join(_lines(self))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    yield f"plan: input {plan.input_shape}, patch {plan.patch_shape}, {len(plan.regions)} regions"
+    for layer in plan.layers:
+        where = "" if layer.region is None else f" r{layer.region}"
+        reason = f"  # {layer.reason}" if layer.reason else ""
+        yield f"  {layer.placement:<11} {layer.name}: {layer.op} {list(layer.shape)}{where} [{layer.rule}]{reason}"
+    for read in plan.reads:
+        over = "" if read.patch is None else f", superimpose {'patches' if read.patch == RAW_PATCH else f'r{read.patch}'}"
+        wanted = "whole" if read.target is None else f"for r{read.target}"
+        yield f"  read {read.name}: gather {read.base} {wanted}{over}"
+
+
+_CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Plan, Layer, Read, BaseTensor, region.InputRegion, region.MappedRegion,
+        axis_map.Identity, axis_map.Sliding, axis_map.Everything,
+    )
+}  # fmt: skip
+
+
+def _to_data(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _to_data(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_to_data(item) for item in value]
+    return {"kind": "float", "value": repr(value)} if isinstance(value, float) else value
+
+
+def _from_data(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_data(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if value["kind"] == "float":
+        return float(value["value"])
+    fields = {name: _from_data(item) for name, item in value.items() if name != "kind"}
+    if "placement" in fields:
+        fields["placement"] = Placement(fields["placement"])
+    return _CLASSES[value["kind"]](**fields)

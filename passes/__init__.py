@@ -1,0 +1,1 @@
+"""The compiler: one pass per file. `pipeline.compile_model` runs them in order."""

@@ -1,0 +1,80 @@
+"""Capture: an `nn.Module` becomes an fx graph of ATen ops (torch.export, no decompositions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from kcompile.core.errors import CaptureError, ModelModeError
+
+_MODE_SENSITIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph.
+
+    Attributes:
+        module: Graph module with one placeholder (the image batch), weights as attributes and a flat tuple as output.
+        out_spec: How the flat outputs form the model's own output structure.
+    """
+
+    module: torch.fx.GraphModule
+    out_spec: pytree.TreeSpec
+
+
+def capture(model: nn.Module, example: Tensor) -> Captured:
+    """Trace a model with a dynamic batch.
+
+    Args:
+        model: In eval mode; one image batch as its only input.
+        example: A batch [B, C, *S] with B >= 2 (a batch of one would be specialised).
+
+    Raises:
+        ModelModeError: Batch norm or dropout is active.
+        CaptureError: The model's control flow depends on data, or torch.export can't trace it.
+    """
+    check_mode(model)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(f"torch.export could not trace {type(model).__name__}: {_summary(error)}") from error
+    return _flat(program)
+
+
+def check_mode(model: nn.Module) -> None:
+    """Refuse models whose batch norm or dropout is active."""
+    active = [name or "model" for name, part in model.named_modules() if part.training and isinstance(part, _MODE_SENSITIVE)]
+    if active:
+        raise ModelModeError(
+            f"the model is in training mode ({', '.join(active[:3])}{', …' if len(active) > 3 else ''} would use batch "
+            "statistics or drop values): call model.eval() first"
+        )
+
+
+def _summary(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:600] or type(error).__name__
+
+
+def _flat(program: ExportedProgram) -> Captured:
+    """Drop the input guard and the pytree wrapping of the exported module."""
+    module: Any = program.module()
+    graph: torch.fx.Graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:
+            graph.erase_node(node)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    output = next(node for node in graph.nodes if node.op == "output")
+    leaves, out_spec = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(leaves),)
+    spec = program.call_spec.out_spec
+    flat = torch.fx.GraphModule(module, graph)
+    return Captured(flat, out_spec if spec is None else spec)

@@ -1,0 +1,201 @@
+"""Emit: the plan as fx graph modules.
+
+Three graphs: *materialize* (image batch -> outputs and base tensors), *front* (patches, base tensors, geometry -> the
+whole tensors at the boundary to dense ops) and *tail* (those -> outputs). A gather and a superimpose stand at every
+boundary; `passes.cancel` removes those that undo each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
+from kcompile.core.plan import BaseTensor, Placement, Read
+from kcompile.passes.infra import aten, constant
+from kcompile.passes.place import Placed
+from kcompile.passes.planning import Planned
+from kcompile.passes.propagate import Analysis, tensor_inputs
+from kcompile.passes.rules.registry import Spatial
+
+ops = torch.ops.kcompile
+
+
+@dataclass
+class Emitted:
+    """The graph modules of a plan.
+
+    ``outputs`` says for each of the model's flat outputs which result of ``tail`` it is, or what constant.
+    """
+
+    front: fx.GraphModule
+    tail: fx.GraphModule
+    outputs: list[int | tuple[Any]]
+
+
+def emit(module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned) -> Emitted:
+    """Build front and tail from the canonical graph."""
+    emitter = _Emitter(module, analysis, placed, planned)
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            if placed[node].placement is Placement.INCREMENTAL:
+                emitter.incremental(node)
+            elif placed[node].placement is Placement.DENSE:
+                emitter.dense(node)
+        elif node is analysis.image:
+            emitter.patch(node)
+    return emitter.finish()
+
+
+def emit_materialize(module: fx.GraphModule, bases: tuple[BaseTensor, ...]) -> fx.GraphModule:
+    """The whole canonical graph with the base tensors' sources as further outputs, after the model's own."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    outputs = graph.graph_copy(module.graph, env)
+    nodes = {old.name: new for old, new in env.items()}
+    graph.output((outputs, tuple(nodes[base.source] for base in bases)))
+    return fx.GraphModule(module, graph, "Materialize")
+
+
+class _Emitter:
+    """Copies nodes into the front and tail graphs; ``front``/``tail`` map old nodes to new ones."""
+
+    def __init__(
+        self, module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned
+    ) -> None:
+        self.module, self.analysis, self.placed, self.planned = module, analysis, placed, planned
+        self.front_graph, self.tail_graph = fx.Graph(), fx.Graph()
+        self.front: dict[fx.Node, fx.Node] = {}
+        self.tail: dict[fx.Node, fx.Node] = {}
+        self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}  # projections: node in front, placeholder in tail
+        self.raw = self.front_graph.placeholder("patches")
+        self.inputs: dict[str, fx.Node] = {}
+
+    def patch(self, node: fx.Node) -> None:
+        """The user's patches, cropped to the image."""
+        self.front[node] = self._read(self.planned.reads[node.name, 0], self.raw, "patch")
+
+    def incremental(self, node: fx.Node) -> None:
+        """A node on windows: one read per spatial input, the op with its arguments for windows."""
+        info = self.analysis.nodes[node]
+        assert isinstance(info.answer, Spatial)
+        slots = iter(range(len(tensor_inputs(node))))
+
+        def swap(arg: Any) -> Any:
+            if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor):
+                read = self.planned.reads.get((node.name, next(slots)))
+                if read is None:
+                    return self._constant(self.front_graph, self.front, arg)
+                return self._read(read, self.front.get(arg), info.rule)
+            return arg
+
+        args, kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
+        target = _resolve(info.answer.op) if info.answer.op else node.target
+        args, kwargs = _override(target, args, kwargs, dict(info.answer.overrides))
+        new = self.front_graph.call_function(target, args, kwargs, name=node.name)
+        self._describe(new, node, info.rule)
+        self.front[node] = new
+
+    def dense(self, node: fx.Node) -> None:
+        """A node on whole tensors, in the tail."""
+        if node.target is aten.sym_size.int and self.placed.get(node.args[0]) and node.args[0] not in self.tail:  # type: ignore[arg-type]
+            self.tail[node] = node  # resolved in `finish`, when the tail has an input to take the batch from
+            return
+        slots = iter(range(len(tensor_inputs(node))))
+        new = self.tail_graph.node_copy(node, lambda arg: self._dense_arg(node, arg, slots))
+        self._describe(new, node, "dense")
+        self.tail[node] = new
+
+    def _dense_arg(self, node: fx.Node, arg: fx.Node, slots: Any) -> fx.Node:
+        slot = next(slots) if isinstance(arg.meta.get("val"), Tensor) else -1
+        read = self.planned.reads.get((node.name, slot))
+        if read is not None:
+            return self._project(read, arg)
+        if arg in self.tail:
+            return self._batch() if self.tail[arg] is arg else self.tail[arg]
+        return self._constant(self.tail_graph, self.tail, arg)
+
+    def _batch(self) -> fx.Node:
+        """Number of queries in the tail: the batch of its first input."""
+        first = next(iter(self.tail_graph.nodes), None)
+        if first is None or first.op != "placeholder":
+            raise NotImplementedError("a shape is asked for before any tensor")
+        return self.tail_graph.call_function(aten.sym_size.int, (first, 0))
+
+    def finish(self) -> Emitted:
+        """Close both graphs."""
+        output = next(node for node in self.module.graph.nodes if node.op == "output")
+        results: list[fx.Node] = []
+        outputs: list[int | tuple[Any]] = []
+        slots = iter(range(len(tensor_inputs(output))))
+        for leaf in output.args[0]:
+            if not isinstance(leaf, fx.Node):
+                outputs.append((leaf,))
+                continue
+            outputs.append(len(results))
+            results.append(self._dense_arg(output, leaf, slots))
+        self.tail_graph.output(tuple(results))
+        self.front_graph.output(tuple(front for front, _ in self.whole.values()))
+        front = fx.GraphModule(self.module, self.front_graph, "Front")
+        return Emitted(front, fx.GraphModule(self.module, self.tail_graph, "Tail"), outputs)
+
+    def _project(self, read: Read, arg: fx.Node) -> fx.Node:
+        if read.name not in self.whole:
+            front = self._read(read, self.front.get(arg), "project")
+            last = next((placeholder for _, placeholder in reversed(self.whole.values())), None)
+            with self.tail_graph.inserting_after(last):
+                placeholder = self.tail_graph.placeholder(read.name)
+            self.whole[read.name] = (front, placeholder)
+        return self.whole[read.name][1]
+
+    def _read(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
+        """Gather a window and superimpose the patch tensor."""
+        base = self._input(f"base_{read.base}")
+        origins, extent = self._input(f"{read.name}_origins"), self._input(f"{read.name}_extent")
+        window = self.front_graph.call_function(ops.gather.default, (base, origins, extent), name=f"gather_{read.name}")
+        window.meta.update(read=read, rule=rule)
+        if read.patch is None:
+            return window
+        assert patch is not None
+        offsets = self._input(f"{read.name}_offsets")
+        laid = self.front_graph.call_function(ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}")
+        laid.meta.update(read=read, rule=rule)
+        return laid
+
+    def _input(self, name: str) -> fx.Node:
+        if name not in self.inputs:
+            with self.front_graph.inserting_after(next(iter(reversed(self.inputs.values())), self.raw)):
+                self.inputs[name] = self.front_graph.placeholder(name)
+        return self.inputs[name]
+
+    def _constant(self, graph: fx.Graph, env: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+        if node not in env:
+            assert node.op == "get_attr", f"{node} is neither in a region nor a constant"
+            env[node] = graph.get_attr(str(node.target))
+            env[node].meta["val"] = constant(self.module, node)
+        return env[node]
+
+    @staticmethod
+    def _describe(new: fx.Node, old: fx.Node, rule: str) -> None:
+        """Every emitted node carries the rule that made it, and the user's module and line."""
+        new.meta = {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
+        new.meta["rule"] = rule
+
+
+def _resolve(op: str) -> Any:
+    namespace, name, overload = op.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def _override(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Replace arguments by name; positional ones between the given and the last replaced are filled with defaults."""
+    names = [argument.name for argument in target._schema.arguments]
+    merged = {**dict(zip(names, args, strict=False)), **kwargs, **overrides}
+    last = max((i for i, name in enumerate(names) if name in merged), default=-1)
+    return tuple(merged.get(a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments[: last + 1]), {}

@@ -1,0 +1,69 @@
+"""The pipeline: capture, canonicalise, propagate, place, plan, emit, cancel, prune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from kcompile.core.plan import Plan
+from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, used_reads
+from kcompile.passes.canonicalize import PASSES
+from kcompile.passes.capture import capture
+from kcompile.passes.emit import emit, emit_materialize
+from kcompile.passes.infra import run_passes
+from kcompile.passes.place import place
+from kcompile.passes.planning import make_plan, prune
+from kcompile.passes.propagate import propagate
+from kcompile.passes.verify import verify_plan
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The result of compilation: a plan, its graph modules, and how the outputs are put together.
+
+    ``outputs`` says for each flat output which result of ``tail`` it is, or what constant; ``out_spec`` is the pytree
+    structure of the model's output.
+    """
+
+    plan: Plan
+    materialize: fx.GraphModule
+    front: fx.GraphModule
+    tail: fx.GraphModule
+    outputs: tuple[int | tuple[Any], ...]
+    out_spec: pytree.TreeSpec
+
+
+def compile_model(
+    model: nn.Module, example: Tensor, patch_shape: tuple[int, ...], *, on_unsupported: str = "dense"
+) -> Compiled:
+    """Compile a model for patches of up to ``patch_shape``.
+
+    Args:
+        model: In eval mode.
+        example: An image batch [B >= 2, C, *S] of the model's type and device.
+        patch_shape: Patch size per axis, in pixels.
+        on_unsupported: "dense" or "error", for ops without a spatial rule.
+    """
+    captured = capture(model, example)
+    module = run_passes(captured.module, PASSES).module
+    shape = tuple(int(size) for size in example.shape[1:])
+    analysis = propagate(module, shape, patch_shape)
+    placed = place(analysis, on_unsupported)
+    planned = make_plan(analysis, placed, shape, patch_shape)
+    verify_plan(planned.plan)
+    emitted = emit(module, analysis, placed, planned)
+    front = run_passes(emitted.front, [CancelPairs(), FusePairs(), DropUnusedInputs()]).module
+    plan = prune(planned.plan, used_reads(front))
+    verify_plan(plan)
+    tail = run_passes(emitted.tail, []).module
+    materialize = emit_materialize(module, plan.bases)
+    for part in (materialize, front, tail):
+        part.requires_grad_(False)
+    return Compiled(plan, materialize, front, tail, tuple(emitted.outputs), captured.out_spec)
+
+
+__all__ = ["Compiled", "compile_model", "torch"]

@@ -1,0 +1,141 @@
+"""Propagate: per node, its rule's answer and the region that the patch can change. A side table, no graph edits."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from kcompile.passes import rules
+from kcompile.passes.infra import constant, user_line, user_module
+from kcompile.passes.numbering import RegionTable
+from kcompile.passes.record import OpRecord, TensorSpec
+from kcompile.passes.rules.macs import macs
+from kcompile.passes.rules.registry import Refusal, Spatial, spatial
+
+__all__ = ["Analysis", "NodeInfo", "propagate", "rules"]
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What the walker found out about one node.
+
+    ``answer`` is None where the patch cannot reach. ``region`` is a number in the table for nodes that have one: an
+    answer that is `Spatial` with all reached inputs in regions themselves.
+    """
+
+    node: fx.Node
+    record: OpRecord
+    macs: int
+    rule: str
+    answer: Spatial | Refusal | None
+    region: int | None
+    module: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The regions of a graph: info per node in topological order, and the table of regions."""
+
+    nodes: dict[fx.Node, NodeInfo]
+    table: RegionTable
+    image: fx.Node
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Tensor arguments in order of the schema, lists flattened, repeated ones repeated."""
+    leaves = pytree.tree_leaves((node.args, dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, fx.Node))
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)]
+
+
+def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape: tuple[int, ...]) -> Analysis:
+    """Walk the canonical graph once.
+
+    Args:
+        module: Canonical graph; its first placeholder is the image batch.
+        image_shape: (channels, *sizes) of one image.
+        patch_shape: Size of the patch per axis.
+    """
+    image = next(node for node in module.graph.nodes if node.op == "placeholder")
+    batch = str(image.meta["val"].shape[0])
+    table = RegionTable(image_shape[1:], patch_shape)
+    found: dict[fx.Node, NodeInfo] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            node.meta.setdefault("val", constant(module, node))
+        if node.op == "placeholder":
+            record = OpRecord("input", {}, (), TensorSpec(image_shape, True, True))
+            answer = Spatial(()) if node is image else None
+            found[node] = NodeInfo(node, record, 0, "input", answer, 0 if node is image else None, "", "")
+        elif node.op == "call_function":
+            found[node] = _visit(node, found, table, batch)
+    return Analysis(found, table, image)
+
+
+def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: str) -> NodeInfo:
+    reached = {arg for arg in node.all_input_nodes if arg in found and found[arg].answer is not None}
+    record = make_record(node, reached, batch)
+    where = (user_module(node), user_line(node))
+    if not reached:
+        return NodeInfo(node, record, macs(record), "reuse", None, None, *where)
+    name, answer = spatial(record)
+    region = None
+    if isinstance(answer, Spatial):
+        region = _region(node, answer, reached, found, table)
+    return NodeInfo(node, record, macs(record), name, answer, region, *where)
+
+
+def _region(
+    node: fx.Node, answer: Spatial, reached: set[fx.Node], found: dict[fx.Node, NodeInfo], table: RegionTable
+) -> int | None:
+    sources = []
+    for arg, maps in zip(tensor_inputs(node), answer.maps, strict=True):
+        if arg in reached:
+            number = found[arg].region
+            if number is None or maps is None:
+                return None
+            sources.append((number, maps))
+    shape = tuple(m.out_size for m in sources[0][1])
+    return table.number(sources, shape)
+
+
+def make_record(node: fx.Node, reached: set[fx.Node], batch: str) -> OpRecord:
+    """Resolve a call's arguments by its schema."""
+    inputs = tuple(_spec(arg.meta["val"], arg in reached, batch) for arg in tensor_inputs(node))
+    value = node.meta.get("val")
+    out = _spec(value, bool(reached), batch) if isinstance(value, Tensor) else None
+    return OpRecord(_op_name(node), dict(_params(node, reached, batch)), inputs, out)
+
+
+def _op_name(node: fx.Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    return str(node.target)
+
+
+def _params(node: fx.Node, reached: set[fx.Node], batch: str) -> Iterator[tuple[str, Any]]:
+    def resolve(arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            value = arg.meta.get("val")
+            return _spec(value, arg in reached, batch) if isinstance(value, Tensor) else value
+        return [resolve(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
+
+    schema = getattr(node.target, "_schema", None)
+    for i, argument in enumerate(schema.arguments if schema else ()):
+        default = argument.default_value if argument.has_default_value() else None
+        yield argument.name, resolve(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
+
+
+def _spec(value: Tensor, reached: bool, batch: str) -> TensorSpec:
+    sizes = list(value.shape)
+    batched = bool(sizes) and isinstance(sizes[0], torch.SymInt) and str(sizes[0]) == batch
+    rest = sizes[batched:]
+    if not all(isinstance(size, int) for size in rest):  # the batch is folded into another dimension: refused as unbatched
+        return TensorSpec((), False, reached)
+    return TensorSpec(tuple(rest), batched, reached)

@@ -106,7 +106,8 @@ def paint(anatomy: Anatomy, rng: np.random.Generator) -> Array:
     for row, edge in enumerate(np.cumsum(anatomy.thickness, axis=0)):
         picture += (tones[row] - tones[row + 1]) * step(edge - height)
     picture *= 1 + 0.07 * smooth_noise(rng, (SIDE, SIDE), (1.5, 9.0))
-    return picture + step(-height) * (_choroid(height, rng) - picture)
+    picture += step(-height) * (_choroid(height, rng) - picture)
+    return picture
 
 
 def _choroid(height: Array, rng: np.random.Generator) -> Array:

@@ -18,6 +18,7 @@ from examples.lesions.pathology import PAINTERS, draw_column
 
 CLASSES = tuple(PAINTERS)
 SEEDS_PER_SET = 1_000_000
+SHIPPED_SEED = 1_000_071  # fluid.png and fluid_mask.png are generate("fluid", SHIPPED_SEED)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 * *membrane*: a choroidal neovascular membrane, a bright, mottled, ragged mass on the pigment epithelium that hides the
   thin bands above it.
 
-They stand for DRUSEN, DME and CNV of the OCT data that Krypton was evaluated on (SIGMOD 2019, section 5). Shapes are set
-by eye.
+They stand for DRUSEN, DME and CNV of the OCT data that Krypton was evaluated on (SIGMOD 2019, section 5). Shapes are
+set by eye.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,9 @@ def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
         return whole.clone(memory_format=torch.contiguous_format).movedim(-1, 1)  # contiguous() may alias
     row = origins[:, 0]
     for axis, size in enumerate(sizes[:-1]):
-        row = row.unsqueeze(-1) * size + (origins[:, axis + 1].view([-1] + [1] * (axis + 1)) + torch.arange(extent[axis]))
+        row = row.unsqueeze(-1) * size + (
+            origins[:, axis + 1].view([-1] + [1] * (axis + 1)) + torch.arange(extent[axis])
+        )
     starts = row.reshape(origins.shape[0], -1) * sizes[-1] + origins[:, -1:]
     width = extent[-1]
     count = bases * _product(sizes) - width + 1

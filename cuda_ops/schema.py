@@ -13,7 +13,9 @@ LIBRARY = torch.library.Library("kcompile", "DEF")
 
 LIBRARY.define("gather(Tensor base, Tensor origins, SymInt[] extent) -> Tensor")
 LIBRARY.define("superimpose(Tensor window, Tensor patch, Tensor offsets) -> Tensor")
-LIBRARY.define("gather_superimpose(Tensor base, Tensor patch, Tensor origins, Tensor offsets, SymInt[] extent) -> Tensor")
+LIBRARY.define(
+    "gather_superimpose(Tensor base, Tensor patch, Tensor origins, Tensor offsets, SymInt[] extent) -> Tensor"
+)
 
 
 def channels_last_empty(like: Tensor, rows: int, channels: int, extent: list[int]) -> Tensor:

@@ -1,1 +1,63 @@
-"""kcompile: fast occlusion explanations of CNNs."""
+"""kcompile: a graph compiler that makes occlusion explanations of CNNs fast.
+
+The public names are loaded at first use; importing the package touches no device and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kcompile.analysis import analyze as analyze
+    from kcompile.api import incrementalize as incrementalize
+    from kcompile.core.errors import CaptureError as CaptureError
+    from kcompile.core.errors import InputError as InputError
+    from kcompile.core.errors import KCompileError as KCompileError
+    from kcompile.core.errors import ModelModeError as ModelModeError
+    from kcompile.core.errors import NotMaterializedError as NotMaterializedError
+    from kcompile.core.errors import PositionError as PositionError
+    from kcompile.core.errors import StaleWeightsError as StaleWeightsError
+    from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
+    from kcompile.heatmap import Heatmap as Heatmap
+    from kcompile.occlusion import occlusion as occlusion
+    from kcompile.runtime.module import IncrementalModule as IncrementalModule
+    from kcompile.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "analyze": "kcompile.analysis",
+    "incrementalize": "kcompile.api",
+    "occlusion": "kcompile.occlusion",
+    "verify": "kcompile.verification",
+    "Heatmap": "kcompile.heatmap",
+    "IncrementalModule": "kcompile.runtime.module",
+    **dict.fromkeys(
+        (
+            "CaptureError",
+            "InputError",
+            "KCompileError",
+            "ModelModeError",
+            "NotMaterializedError",
+            "PositionError",
+            "StaleWeightsError",
+            "UnsupportedOpError",
+        ),
+        "kcompile.core.errors",
+    ),
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kcompile' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -29,7 +29,9 @@ class SplitAveragePool:
                 continue
             image, kernel, stride, padding, ceil_mode, *_ = _arguments(node)
             with module.graph.inserting_before(node):
-                total = module.graph.call_function(aten.avg_pool2d.default, (image, kernel, stride, padding, ceil_mode, True, 1))
+                total = module.graph.call_function(
+                    aten.avg_pool2d.default, (image, kernel, stride, padding, ceil_mode, True, 1)
+                )
             total.meta = dict(node.meta)
             dtype = node.meta["val"].dtype
             by = add_constant(module, node, f"{node.name}_divisors", counts.to(dtype))
@@ -43,7 +45,10 @@ class SplitAveragePool:
 
     def postcondition(self, module: fx.GraphModule) -> str | None:
         """Every average pool left divides by one number."""
-        return next((f"{n} has several divisors" for n in calls(module, aten.avg_pool2d.default) if divisors(n) is not None), None)
+        return next(
+            (f"{n} has several divisors" for n in calls(module, aten.avg_pool2d.default) if divisors(n) is not None),
+            None,
+        )
 
 
 def _arguments(node: fx.Node) -> list[object]:

@@ -20,7 +20,11 @@ def cancels(read: Read) -> bool:
     The maps are identities and the op's region is the input's region (one number: equal for every possible patch), so
     both get the same box whatever the batch's extents are.
     """
-    return read.patch not in (None, RAW_PATCH) and read.patch == read.target and all(isinstance(m, Identity) for m in read.maps)
+    return (
+        read.patch not in (None, RAW_PATCH)
+        and read.patch == read.target
+        and all(isinstance(m, Identity) for m in read.maps)
+    )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,11 @@ def _is_no_op(node: fx.Node) -> bool:
     same = before.shape[1:] == after.shape[1:] and before.dim() == after.dim()
     if node.target is aten.adaptive_avg_pool2d.default:
         return same
-    return node.target in (*_VIEWS, aten.reshape.default, aten.expand.default) and bool(before.dim()) and _same_shape(before, after)
+    return (
+        node.target in (*_VIEWS, aten.reshape.default, aten.expand.default)
+        and bool(before.dim())
+        and _same_shape(before, after)
+    )
 
 
 def _same_shape(before: Tensor, after: Tensor) -> bool:
@@ -74,7 +78,9 @@ class SelectToSlice:
         modified = False
         for node in calls(module, aten.unsqueeze.default):
             inner = node.args[0]
-            if not (isinstance(inner, fx.Node) and inner.target is aten.select.int and inner.args[1] == node.args[1] == 1):
+            if not (
+                isinstance(inner, fx.Node) and inner.target is aten.select.int and inner.args[1] == node.args[1] == 1
+            ):
                 continue
             index: Any = inner.args[2]
             end = index + 1 if index != -1 else torch.iinfo(torch.int64).max
@@ -151,7 +157,11 @@ def _scale_and_shift(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Ten
 
 def _fold_into_conv(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift: Tensor) -> bool:
     conv = node.args[0]
-    if not isinstance(conv, fx.Node) or conv.target not in (aten.conv2d.default, aten.conv2d.padding) or len(conv.users) > 1:
+    if (
+        not isinstance(conv, fx.Node)
+        or conv.target not in (aten.conv2d.default, aten.conv2d.padding)
+        or len(conv.users) > 1
+    ):
         return False
     weight, bias = constant(module, conv.args[1]), conv.args[2] if len(conv.args) > 2 else None
     old_bias = constant(module, bias)

@@ -162,7 +162,9 @@ class _Emitter:
             return window
         assert patch is not None
         offsets = self._input(f"{read.name}_offsets")
-        laid = self.front_graph.call_function(ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}")
+        laid = self.front_graph.call_function(
+            ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}"
+        )
         laid.meta.update(read=read, rule=rule)
         return laid
 
@@ -198,4 +200,7 @@ def _override(
     names = [argument.name for argument in target._schema.arguments]
     merged = {**dict(zip(names, args, strict=False)), **kwargs, **overrides}
     last = max((i for i, name in enumerate(names) if name in merged), default=-1)
-    return tuple(merged.get(a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments[: last + 1]), {}
+    return tuple(
+        merged.get(a.name, a.default_value if a.has_default_value() else None)
+        for a in target._schema.arguments[: last + 1]
+    ), {}

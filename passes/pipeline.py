@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -14,11 +13,13 @@ from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, use
 from kcompile.passes.canonicalize import PASSES
 from kcompile.passes.capture import capture
 from kcompile.passes.emit import emit, emit_materialize
-from kcompile.passes.infra import run_passes
+from kcompile.passes.infra import aten, run_passes
 from kcompile.passes.place import place
 from kcompile.passes.planning import make_plan, prune
 from kcompile.passes.propagate import propagate
 from kcompile.passes.verify import verify_plan
+
+_SHAPE_ONLY = (aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Compiled:
     """The result of compilation: a plan, its graph modules, and how the outputs are put together.
 
     ``outputs`` says for each flat output which result of ``tail`` it is, or what constant; ``out_spec`` is the pytree
-    structure of the model's output.
+    structure of the model's output. ``activations`` names each output's final softmax or sigmoid.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class Compiled:
     tail: fx.GraphModule
     outputs: tuple[int | tuple[Any], ...]
     out_spec: pytree.TreeSpec
+    activations: tuple[str | None, ...]
 
 
 def compile_model(
@@ -61,9 +63,19 @@ def compile_model(
     verify_plan(plan)
     tail = run_passes(emitted.tail, []).module
     materialize = emit_materialize(module, plan.bases)
-    for part in (materialize, front, tail):
-        part.requires_grad_(False)
-    return Compiled(plan, materialize, front, tail, tuple(emitted.outputs), captured.out_spec)
+    return Compiled(plan, materialize, front, tail, tuple(emitted.outputs), captured.out_spec, _activations(module))
 
 
-__all__ = ["Compiled", "compile_model", "torch"]
+def _activations(module: fx.GraphModule) -> tuple[str | None, ...]:
+    """Per output "softmax", "log_softmax" or "sigmoid" if that is the last op that computes, else None."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    return tuple(_activation(leaf) for leaf in output.args[0])
+
+
+def _activation(node: Any) -> str | None:
+    while isinstance(node, fx.Node) and node.target in _SHAPE_ONLY:
+        node = node.args[0]
+    name = (
+        str(node.target).split(".")[1].lstrip("_") if isinstance(node, fx.Node) and node.op == "call_function" else ""
+    )
+    return name if name in {"softmax", "log_softmax", "sigmoid"} else None

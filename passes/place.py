@@ -49,7 +49,9 @@ def place(analysis: Analysis, on_unsupported: str = "dense") -> dict[fx.Node, Pl
         elif node in forced:
             placed[node] = Placed(Placement.DENSE, forced[node])
         elif i >= cut and node is not analysis.image:
-            placed[node] = Placed(Placement.DENSE, f"its region covers {_share(analysis, info):.0%} of the map on average")
+            placed[node] = Placed(
+                Placement.DENSE, f"its region covers {_share(analysis, info):.0%} of the map on average"
+            )
         else:
             placed[node] = Placed(Placement.INCREMENTAL, "")
     return placed

@@ -41,10 +41,16 @@ def make_plan(
     """One read at every boundary, with the base tensors that they need, frozen together with the layers' table."""
     requests = [request for node in analysis.nodes for request in _requests(analysis, placed, node)]
     output = next(node for node in reversed(analysis.image.graph.nodes) if node.op == "output")
-    requests += [_whole(analysis, placed, arg, (output.name, i)) for i, arg in enumerate(tensor_inputs(output)) if _leaves(placed, arg)]
+    requests += [
+        _whole(analysis, placed, arg, (output.name, i))
+        for i, arg in enumerate(tensor_inputs(output))
+        if _leaves(placed, arg)
+    ]
     bases = _bases(analysis, requests)
     reads = {r.slot: replace(r.read, base=_base_name(r.arg, r.fill, r.read.maps, bases)) for r in requests}
-    layers = tuple(_layer(analysis, placed, node) for node in analysis.nodes if analysis.nodes[node].record.out is not None)
+    layers = tuple(
+        _layer(analysis, placed, node) for node in analysis.nodes if analysis.nodes[node].record.out is not None
+    )
     table = tuple(analysis.table.defs)
     plan = Plan(image_shape, patch_shape, table, tuple(bases.values()), tuple(dict.fromkeys(reads.values())), layers)
     return Planned(plan, reads)

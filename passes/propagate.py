@@ -136,6 +136,8 @@ def _spec(value: Tensor, reached: bool, batch: str) -> TensorSpec:
     sizes = list(value.shape)
     batched = bool(sizes) and isinstance(sizes[0], torch.SymInt) and str(sizes[0]) == batch
     rest = sizes[batched:]
-    if not all(isinstance(size, int) for size in rest):  # the batch is folded into another dimension: refused as unbatched
+    if not all(
+        isinstance(size, int) for size in rest
+    ):  # the batch is folded into another dimension: refused as unbatched
         return TensorSpec((), False, reached)
     return TensorSpec(tuple(rest), batched, reached)

@@ -47,7 +47,11 @@ def _reads(plan: Plan) -> str | None:
             return f"read {read.name}: its maps do not give the size of r{read.target}"
         if read.patch not in (None, RAW_PATCH) and plan.regions[read.patch or 0].shape != base.shape[1:]:
             return f"read {read.name}: the patch tensor r{read.patch} is not of the size of {base.name}"
-        if any(need > have for wish, pad in zip(overhang(read.maps), base.padding, strict=True) for need, have in zip(wish, pad, strict=True)):
+        if any(
+            need > have
+            for wish, pad in zip(overhang(read.maps), base.padding, strict=True)
+            for need, have in zip(wish, pad, strict=True)
+        ):
             return f"read {read.name}: its window can stick out of {base.name}'s padding"
     return None
 

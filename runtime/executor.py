@@ -30,6 +30,7 @@ class Executor:
     plan: Plan
     front: fx.GraphModule
     tail: fx.GraphModule
+    batch: int = FRONT_BATCH
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
@@ -38,38 +39,25 @@ class Executor:
         whole = [read for read in self.plan.reads if read.target is None]
         self.tail_values = sum(prod(self.plan.base(read.base).shape) for read in whole)
 
-    def run(
-        self,
-        store: BaseStore,
-        patches: Callable[[IntArray], Tensor],
-        positions: IntArray,
-        base_index: IntArray,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[Tensor]:
-        """Infer all queries.
+    def stream(
+        self, store: BaseStore, patches: Callable[[IntArray], Tensor], positions: IntArray, base_index: IntArray
+    ) -> Iterator[tuple[IntArray, tuple[Tensor, ...]]]:
+        """Infer all queries, a group of like ones at a time.
 
         Args:
             store: The base images.
             patches: Gives the patch tensors [n, C, *sizes] of some queries, by their indices.
             positions: [N, axes].
             base_index: [N], which base image each query is a copy of.
-            progress: Called with the number of queries done since the last call.
 
-        Returns:
-            The tail's outputs for all queries, in order.
+        Yields:
+            Indices of the queries and the tail's outputs for them; every query comes once.
         """
+        if not len(positions):
+            return
         sizes = tuple(patches(np.zeros(1, dtype=np.int64)).shape[2:])
-        batches = schedule(self.plan, positions, sizes, FRONT_BATCH, self.ops * OVERHEAD_MACS_PER_OP)
-        results: list[Tensor] | None = None
-        for rows, outputs in self._tails(self._fronts(store, patches, positions, base_index, sizes, batches)):
-            if results is None:
-                results = [out.new_empty((len(positions), *out.shape[1:])) for out in outputs]
-            index = torch.from_numpy(rows).to(outputs[0].device)
-            for into, out in zip(results, outputs, strict=True):
-                into.index_copy_(0, index, out)
-            if progress is not None:
-                progress(len(rows))
-        return results or []
+        batches = schedule(self.plan, positions, sizes, self.batch, self.ops * OVERHEAD_MACS_PER_OP)
+        yield from self._tails(self._fronts(store, patches, positions, base_index, sizes, batches))
 
     def _fronts(
         self,

@@ -51,7 +51,9 @@ def geometry(plan: Plan, positions: IntArray, sizes: Sequence[int]) -> dict[str,
     for read in plan.reads:
         key = (read.target, read.maps)
         if key not in windows:
-            windows[key] = _whole(read.maps, len(positions)) if read.target is None else boxes[read.target].window(read.maps)
+            windows[key] = (
+                _whole(read.maps, len(positions)) if read.target is None else boxes[read.target].window(read.maps)
+            )
         window = windows[key]
         over = None if read.patch is None else (raw if read.patch == RAW_PATCH else boxes[read.patch])
         offsets = None if over is None else over.offsets(window)

@@ -140,7 +140,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         reason = f"  # {layer.reason}" if layer.reason else ""
         yield f"  {layer.placement:<11} {layer.name}: {layer.op} {list(layer.shape)}{where} [{layer.rule}]{reason}"
     for read in plan.reads:
-        over = "" if read.patch is None else f", superimpose {'patches' if read.patch == RAW_PATCH else f'r{read.patch}'}"
+        over = (
+            "" if read.patch is None else f", superimpose {'patches' if read.patch == RAW_PATCH else f'r{read.patch}'}"
+        )
         wanted = "whole" if read.target is None else f"for r{read.target}"
         yield f"  read {read.name}: gather {read.base} {wanted}{over}"
 

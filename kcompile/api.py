@@ -1,0 +1,94 @@
+"""The front door: `incrementalize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kcompile.core.errors import InputError, ModelModeError
+from kcompile.passes.capture import check_mode
+from kcompile.passes.pipeline import compile_model
+from kcompile.runtime.module import IncrementalModule
+
+
+def incrementalize(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    patch_shape: int | Sequence[int] = (16, 16),
+    *,
+    on_unsupported: Literal["dense", "error"] = "dense",
+) -> IncrementalModule:
+    """Compile a CNN so that patched copies of an image are inferred incrementally.
+
+    Args:
+        model: In eval mode; takes one image batch and treats its rows independently.
+        input_shape: (B, C, *S) or (C, *S) of the images; the batch size is ignored.
+        patch_shape: Largest patch, in pixels per axis; one number for a square.
+        on_unsupported: What to do with ops without a spatial rule: compute them and what follows in full ("dense"), or
+            raise ("error").
+
+    Returns:
+        A module with the model's own call, `materialize` and `forward_patches`.
+
+    Raises:
+        InputError: Bad shapes.
+        ModelModeError: The model is in training mode, or its rows influence one another.
+        CaptureError: The model can't be traced.
+        UnsupportedOpError: Under ``on_unsupported="error"``.
+    """
+    if on_unsupported not in ("dense", "error"):
+        raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
+    image = _image_shape(input_shape)
+    patch = _patch_shape(patch_shape, image)
+    check_mode(model)
+    example = _example(model, image)
+    _check_rows(model, example)
+
+    def compile_now() -> IncrementalModule:
+        done = compile_model(model, example, patch, on_unsupported=on_unsupported)
+        graphs = (done.materialize, done.front, done.tail)
+        return IncrementalModule(model, done.plan, graphs, done.outputs, done.out_spec, done.activations, example)
+
+    inc = compile_now()
+    inc.recompile = compile_now
+    return inc
+
+
+def _image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in input_shape)
+    image = shape[1:] if len(shape) == 4 else shape
+    if len(image) != 3 or min(image) < 1:
+        raise InputError(f"input_shape is {shape}; allowed are (B, C, H, W) and (C, H, W) with sizes of at least 1")
+    return image
+
+
+def _patch_shape(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tuple[int, ...]:
+    axes = len(image) - 1
+    patch = (patch_shape,) * axes if isinstance(patch_shape, int) else tuple(int(size) for size in patch_shape)
+    if len(patch) != axes or min(patch) < 1 or any(p > s for p, s in zip(patch, image[1:], strict=True)):
+        raise InputError(f"patch_shape is {patch}; allowed are 1 … {image[1:]} pixels per axis of a {image[1:]} image")
+    return patch
+
+
+def _example(model: nn.Module, image: tuple[int, ...]) -> Tensor:
+    """A batch of two noise images of the model's own type and device."""
+    weight = next((p for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, *image, generator=generator).to(dtype=weight.dtype, device=weight.device)
+
+
+def _check_rows(model: nn.Module, example: Tensor) -> None:
+    """Refuse models in which one row of a batch changes another: NaN in row 0 must leave row 1 clean."""
+    probe = example.clone()
+    probe[0] = float("nan")
+    with torch.inference_mode():
+        leaves = torch.utils._pytree.tree_leaves(model(probe))
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 2 and bool(leaf[1].isnan().any()):
+            raise ModelModeError(
+                "one row of a batch changes another (batch statistics, a norm over the batch, …): "
+                "patched copies cannot be inferred apart from each other"
+            )

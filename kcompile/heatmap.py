@@ -1,0 +1,129 @@
+"""Heatmap: the result of an occlusion experiment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from kcompile.core.errors import InputError
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Scores of all patch positions of one image.
+
+    Attributes:
+        all_scores: [rows, cols, K], the scores of every class with the patch at that position; NaN where not computed.
+        base_scores: [K], the scores of the unpatched image.
+        target: The explained class.
+        positions: [rows, cols, 2], (row, col) of the patch's top-left corner, in pixels.
+        patch_shape: (height, width) of the patch, in pixels.
+        image_shape: (height, width) of the image, in pixels.
+        score: What the scores are: "probability", "logit" or the name of the user's function.
+        seconds: Wall time of the whole map, materialisation included.
+    """
+
+    all_scores: FloatArray
+    base_scores: FloatArray
+    target: int
+    positions: npt.NDArray[np.int64]
+    patch_shape: tuple[int, int]
+    image_shape: tuple[int, int]
+    score: str
+    seconds: float = 0.0
+
+    @property
+    def scores(self) -> FloatArray:
+        """[rows, cols], the target's scores."""
+        return np.asarray(self.all_scores[..., self.target])
+
+    @property
+    def base_score(self) -> float:
+        """The target's score of the unpatched image."""
+        return float(self.base_scores[self.target])
+
+    @property
+    def complete(self) -> bool:
+        """False if the experiment was interrupted: the missing scores are NaN."""
+        return not bool(np.isnan(self.all_scores).any())
+
+    def retarget(self, target: int) -> Heatmap:
+        """The map of another class, without a rerun."""
+        if not 0 <= target < self.all_scores.shape[-1]:
+            raise InputError(f"target is {target}; allowed are 0 … {self.all_scores.shape[-1] - 1}")
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Heatmap(**{**fields, "target": target})
+
+    def attribution(self) -> FloatArray:
+        """[H, W]: base score minus occluded score, averaged over the windows that cover a pixel; NaN where none does."""
+        drop = self.base_score - self.scores.astype(np.float64).reshape(-1)
+        known = ~np.isnan(drop)
+        corners = self.positions.reshape(-1, 2)[known]
+        total, count = self._spread(corners, drop[known]), self._spread(corners, np.ones(int(known.sum())))
+        covered = np.rint(count) > 0
+        return np.where(covered, total / np.where(covered, count, 1), np.nan)
+
+    def _spread(self, corners: npt.NDArray[np.int64], values: FloatArray) -> FloatArray:
+        """Sum of values over the windows that cover each pixel, by a two-dimensional difference array."""
+        height, width = self.image_shape
+        edges = np.zeros((height + 1, width + 1))
+        low = np.clip(corners, 0, self.image_shape)
+        high = np.clip(corners + self.patch_shape, 0, self.image_shape)
+        for rows, cols, sign in ((low, low, 1), (high, low, -1), (low, high, -1), (high, high, 1)):
+            np.add.at(edges, (rows[:, 0], cols[:, 1]), sign * values)
+        return edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+
+    def plot(self, image: Any = None, *, path: str | Path | None = None, title: str | None = None) -> Any:
+        """Draw the attribution, over the image if one is given.
+
+        Args:
+            image: [H, W], [H, W, 3] or [3, H, W], values in 0 … 1 or 0 … 255.
+            path: Where to write a PNG; None returns the figure alone.
+            title: Above the picture; a default names target and score.
+
+        Returns:
+            The matplotlib figure.
+        """
+        from kcompile.drawing import draw
+
+        figure = draw(self, image, title)
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
+
+    def save(self, path: str | Path, image: Any = None) -> None:
+        """Write the overlay (.png) or all data (.npz; `Heatmap.load` reads it back)."""
+        target = Path(path)
+        if target.suffix == ".png":
+            self.plot(image, path=target)
+        elif target.suffix == ".npz":
+            facts = {name: getattr(self, name) for name in ("target", "patch_shape", "image_shape", "score", "seconds")}
+            with target.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    all_scores=self.all_scores,
+                    base_scores=self.base_scores,
+                    positions=self.positions,
+                    scores=self.scores,
+                    attribution=self.attribution(),
+                    facts=np.array(json.dumps(facts)),
+                )
+        else:
+            raise InputError(
+                f"cannot save a heat map as {target.suffix or 'a file without suffix'}; allowed are .png and .npz"
+            )
+
+    @staticmethod
+    def load(path: str | Path) -> Heatmap:
+        """Read what `save` wrote as .npz."""
+        with np.load(path, allow_pickle=False) as data:
+            facts = json.loads(str(data["facts"]))
+            facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))
+            return Heatmap(data["all_scores"], data["base_scores"], positions=data["positions"], **facts)

@@ -1,0 +1,178 @@
+"""IncrementalModule: a compiled model that infers patched copies of base images incrementally."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from kcompile.core.errors import NotMaterializedError, StaleWeightsError
+from kcompile.core.interval import IntArray
+from kcompile.core.plan import Plan
+from kcompile.core.region import evaluate
+from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.executor import Executor
+from kcompile.runtime.queries import check_base_index, check_images, check_positions, patch_source
+from kcompile.runtime.scheduler import patch_regions
+
+
+class IncrementalModule(nn.Module):
+    """A model with its plan and graph modules; made by `kcompile.incrementalize`.
+
+    Attributes:
+        plan: What was decided at compile time; ``print(inc.plan)`` shows it.
+        front: The incremental graph, with explicit gather and superimpose ops; ``print(inc.front.code)``.
+        tail: The dense graph behind it.
+        base_output: The model's output for the materialised images, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        modules: tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule],
+        outputs: Sequence[int | tuple[Any]],
+        out_spec: pytree.TreeSpec,
+        activations: Sequence[str | None],
+        like: Tensor,
+    ) -> None:
+        """Hold the results of compilation; ``modules`` are materialize, front and tail."""
+        super().__init__()
+        self.model = model
+        self.materializer, self.front, self.tail = modules
+        self.plan = plan
+        self.activations = tuple(activations)
+        self._outputs, self._out_spec = tuple(outputs), out_spec
+        self.register_buffer("_like", like.new_empty(0), persistent=False)
+        self.recompile: Callable[[], IncrementalModule] | None = None
+        self.base_output: Any = None
+        self._store: BaseStore | None = None
+        self._flat_base: list[Any] = []
+        self._executor: Executor | None = None
+        self._weights = self._fingerprint()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the original model returns."""
+        return self.model(*args, **kwargs)
+
+    @torch.inference_mode()
+    def materialize(self, image: Tensor) -> Any:
+        """Run the model once on base images and keep what queries will read.
+
+        Args:
+            image: One image [C, *S] or several [B, C, *S].
+
+        Returns:
+            The model's output for the batch.
+
+        Raises:
+            InputError: Wrong shape, type or device.
+            StaleWeightsError: The weights changed after compilation.
+        """
+        batch = check_images(image, self.plan, self._like)
+        self._check_weights()
+        flat, sources = self.materializer(batch)
+        self._store = BaseStore.fill(self.plan, sources, len(batch))
+        self._flat_base = list(flat)
+        self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
+        return self.base_output
+
+    @torch.inference_mode()
+    def forward_patches(self, patches: Any, positions: Any, *, base_index: Any = None) -> Any:
+        """The model's output for patched copies of the base images, without building them.
+
+        Args:
+            patches: Scalar or [C] (fills the compiled patch shape), [C, h, w] for all queries or [N, C, h, w].
+            positions: Integers [N, axes], (row, col) of the patch's top-left corner. A patch may stick out of the image
+                (negative positions too): it is cropped.
+            base_index: Integers [N], which of the materialised images each query is a copy of (default 0).
+
+        Returns:
+            The model's output structure for N images.
+
+        Raises:
+            NotMaterializedError: No base image yet.
+            InputError, PositionError: Bad patches or positions.
+            StaleWeightsError: The weights changed after compilation.
+        """
+        count, results = 0, None
+        for rows, outputs, total in self.stream_patches(patches, positions, base_index=base_index):
+            if results is None:
+                results = [out.new_empty((total, *out.shape[1:])) for out in outputs]
+            index = torch.from_numpy(rows).to(self._like.device)
+            for into, out in zip(results, outputs, strict=True):
+                into.index_copy_(0, index, out)
+            count += len(rows)
+        if results is None:
+            results = [out.new_empty((0, *out.shape[1:])) for out in self._flat_base if isinstance(out, Tensor)]
+        return self.restore(results)
+
+    def stream_patches(
+        self, patches: Any, positions: Any, *, base_index: Any = None
+    ) -> Iterator[tuple[IntArray, tuple[Tensor, ...], int]]:
+        """As `forward_patches`, group by group: indices of the queries, their flat outputs, number of all queries."""
+        if self._store is None:
+            raise NotMaterializedError("no base image yet: call materialize(image) before forward_patches")
+        self._check_weights()
+        count = len(positions)
+        source, sizes = patch_source(patches, self.plan, count, self._like)
+        where = check_positions(positions, self.plan, sizes)
+        bases = check_base_index(base_index, len(where), self._store.count)
+        with torch.inference_mode():
+            for rows, outputs in self.executor().stream(self._store, source, where, bases):
+                yield rows, outputs, count
+
+    def restore(self, results: Sequence[Tensor]) -> Any:
+        """Put the tail's flat results into the structure that the model returns."""
+        flat = [results[entry] if isinstance(entry, int) else entry[0] for entry in self._outputs]
+        return pytree.tree_unflatten(flat, self._out_spec)
+
+    def activation_of(self, key: Any) -> str | None:
+        """The final softmax or sigmoid of one part of a structured output."""
+        named = pytree.tree_unflatten(list(range(len(self._outputs))), self._out_spec)
+        index = getattr(named, key) if isinstance(key, str) and not isinstance(named, dict) else named[key]
+        return self.activations[index] if isinstance(index, int) else None
+
+    def work_share(self) -> float:
+        """Estimated multiply-adds of one query, as a share of a full inference's."""
+        regions, full = self.plan.regions, max(self.plan.full_macs(), 1)
+        centre = np.array(
+            [[(size - patch) // 2 for size, patch in zip(regions[0].shape, self.plan.patch_shape, strict=True)]]
+        )
+        boxes = evaluate(regions, patch_regions(centre, self.plan.patch_shape))
+        cells = [float(box.cells[0]) for box in boxes]
+        macs = sum(c * w for c, w in zip(cells, self.plan.cell_macs(), strict=True)) + self.plan.dense_macs()
+        return min(macs / full, 1.0)
+
+    def executor(self) -> Executor:
+        """The runner of front and tail, made at first use."""
+        if self._executor is None:
+            self._executor = Executor(self.plan, self.front, self.tail)
+        return self._executor
+
+    def refresh(self) -> None:
+        """Compile again after the model's weights changed; drops the base images."""
+        if self.recompile is None:
+            raise StaleWeightsError("this module holds no model to compile again")
+        fresh = self.recompile()
+        self.__dict__.update({**fresh.__dict__, "recompile": self.recompile})
+
+    def _check_weights(self) -> None:
+        if self._weights != self._fingerprint():
+            raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
+
+    def _fingerprint(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a weight is replaced or written to."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
+        """Moves and casts keep the plan; base images are dropped."""
+        super()._apply(fn, recurse)
+        self._weights = self._fingerprint()
+        self._store, self._executor, self.base_output, self._flat_base = None, None, None, []
+        return self

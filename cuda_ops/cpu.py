@@ -1,6 +1,6 @@
 """CPU kernels in terms of torch's own row copies.
 
-A window is copied row by row: a row of a channels-last window is one contiguous run of ``width * C`` values of the base.
+A window is copied row by row: one row, channels last, is a contiguous run of ``width * C`` values of the base.
 Superimposing copies one slice per run of equal offsets; the scheduler sorts batches so that there are few runs.
 """
 

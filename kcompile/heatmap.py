@@ -62,7 +62,7 @@ class Heatmap:
         return Heatmap(**{**fields, "target": target})
 
     def attribution(self) -> FloatArray:
-        """[H, W]: base score minus occluded score, averaged over the windows that cover a pixel; NaN where none does."""
+        """[H, W]: base minus occluded score, averaged over the windows that cover a pixel; NaN where none does."""
         drop = self.base_score - self.scores.astype(np.float64).reshape(-1)
         known = ~np.isnan(drop)
         corners = self.positions.reshape(-1, 2)[known]

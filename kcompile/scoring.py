@@ -51,7 +51,8 @@ def scores(output: Any, score: Score, activation: str | None) -> Tensor:
     Args:
         output: [N, K] (or [N]) of the model; anything that the user's function takes.
         score: "probability": softmax over K, or a sigmoid for a single logit, unless the model ends with one already;
-            "logit": the output itself (the log of a final softmax's result); or a function from the output to [N] or [N, K].
+            "logit": the output itself (the log of a final softmax's result); or a function from the output to [N] or
+            [N, K].
         activation: The model's own last op: "softmax", "log_softmax", "sigmoid" or None.
 
     Raises:

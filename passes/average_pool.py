@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,7 +13,7 @@ from kcompile.passes.infra import PassResult, add_constant, aten, calls, finish
 
 @dataclass(frozen=True)
 class SplitAveragePool:
-    """``avg_pool2d`` becomes ``avg_pool2d(divisor_override=1) / divisors`` where the divisor is not the same everywhere.
+    """``avg_pool2d`` becomes ``avg_pool2d(divisor_override=1) / divisors`` where the divisor varies.
 
     PyTorch's divisor of an output is the size of its window clipped to the padded tensor (``count_include_pad``) or to
     the tensor itself: a product of one count per axis. A window of the map then knows nothing of borders.
@@ -51,7 +52,7 @@ class SplitAveragePool:
         )
 
 
-def _arguments(node: fx.Node) -> list[object]:
+def _arguments(node: fx.Node) -> list[Any]:
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     defaults = [None, None, [], [0, 0], False, True, None]
     given = [*node.args, *defaults[len(node.args) :]]
@@ -67,7 +68,7 @@ def divisors(node: fx.Node) -> Tensor | None:
     for axis in range(2):
         k, p = _at(kernel, axis), _at(padding, axis)
         s = _at(stride, axis) if stride else k
-        size, out = int(image.meta["val"].shape[axis + 2]), int(node.meta["val"].shape[axis + 2])  # type: ignore[attr-defined]
+        size, out = int(image.meta["val"].shape[axis + 2]), int(node.meta["val"].shape[axis + 2])
         first = torch.arange(out) * s - p
         last = (first + k).clamp(max=size + p)
         axes.append(last - first if include else last.clamp(max=size) - first.clamp(min=0))
@@ -76,6 +77,6 @@ def divisors(node: fx.Node) -> Tensor | None:
     return None if bool((counts == full).all()) else counts
 
 
-def _at(value: object, axis: int) -> int:
-    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+def _at(value: Any, axis: int) -> int:
+    values = [value] if isinstance(value, int) else list(value)
     return int(values[axis] if len(values) > 1 else values[0])

@@ -38,7 +38,9 @@ class CancelPairs:
         modified = False
         for node in calls(module, ops.superimpose.default):
             if cancels(node.meta["read"]):
-                node.replace_all_uses_with(node.args[1])
+                patch = node.args[1]
+                assert isinstance(patch, fx.Node)
+                node.replace_all_uses_with(patch)
                 module.graph.erase_node(node)
                 modified = True
         return finish(module, modified)

@@ -225,7 +225,8 @@ def _constant_value(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     if node.op != "call_function" or schema is None or schema.is_mutable or not node.all_input_nodes:
         return None
     values: Mapping[fx.Node, Tensor | None] = {arg: constant(module, arg) for arg in node.all_input_nodes}
-    if any(value is None for value in values.values()) or torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if random or any(value is None for value in values.values()):
         return None
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda arg: values[arg])
     with torch.no_grad():

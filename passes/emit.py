@@ -94,7 +94,7 @@ class _Emitter:
             return arg
 
         args, kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
-        target = _resolve(info.answer.op) if info.answer.op else node.target
+        target: Any = _resolve(info.answer.op) if info.answer.op else node.target
         args, kwargs = _override(target, args, kwargs, dict(info.answer.overrides))
         new = self.front_graph.call_function(target, args, kwargs, name=node.name)
         self._describe(new, node, info.rule)

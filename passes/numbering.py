@@ -14,8 +14,8 @@ from kcompile.core.region import InputRegion, MappedRegion, RegionDef
 class RegionTable:
     """Definitions of regions, deduplicated by their values on the universe of patch intervals.
 
-    The universe holds, per axis, every interval of up to the patch's size that lies in the image: patches that stick out
-    are cropped to such intervals. Axes are independent, so equality per axis is equality.
+    The universe holds, per axis, every interval of up to the patch's size that lies in the image: patches that stick
+    out are cropped to such intervals. Axes are independent, so equality per axis is equality.
     """
 
     def __init__(self, image: tuple[int, ...], patch: tuple[int, ...]) -> None:

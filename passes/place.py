@@ -75,7 +75,7 @@ def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
             forced[node] = f"it follows {_origin(before, forced)}, which is dense"
         elif info.region is None and node not in forced:
             forced[node] = "an input of it has no region"
-    return {node: reason for node, reason in forced.items()}
+    return forced
 
 
 def _origin(node: fx.Node, forced: dict[fx.Node, str]) -> str:
@@ -115,5 +115,5 @@ def _incremental_cost(analysis: Analysis, node: fx.Node) -> float:
     share = analysis.table.share(info.region)
     values = prod(info.record.out.shape)
     reads = [arg for arg in tensor_inputs(node) if arg in analysis.nodes and analysis.nodes[arg].region != info.region]
-    copied = sum(prod(analysis.nodes[arg].record.out.shape) for arg in reads if analysis.nodes[arg].record.out)  # type: ignore[union-attr]
+    copied = sum(prod(out.shape) for out in (analysis.nodes[arg].record.out for arg in reads) if out is not None)
     return share * (info.macs + MACS_PER_VALUE * (values + 2 * copied))

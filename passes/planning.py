@@ -87,8 +87,9 @@ def _requests(analysis: Analysis, placed: dict[fx.Node, Placed], node: fx.Node) 
             if _leaves(placed, arg):
                 yield _whole(analysis, placed, arg, (node.name, i))
     elif node is analysis.image:
-        maps = tuple(Identity(size) for size in info.record.out.sizes) if info.record.out else ()
-        yield _Request(node, (node.name, 0), 0.0, Read("patch", "", RAW_PATCH, info.region, maps))
+        sizes = info.record.out.sizes if info.record.out else ()
+        whole = tuple(Identity(size) for size in sizes)
+        yield _Request(node, (node.name, 0), 0.0, Read("patch", "", RAW_PATCH, info.region, whole))
     elif placement is Placement.INCREMENTAL and isinstance(info.answer, Spatial):
         for i, (arg, maps) in enumerate(zip(tensor_inputs(node), info.answer.maps, strict=False)):
             if maps is not None:

@@ -28,8 +28,9 @@ def _regions(plan: Plan) -> str | None:
         for source, maps in zip(entry.sources, entry.maps, strict=True):
             if not 0 <= source < i:
                 return f"r{i} is made of r{source}, which does not come before it"
-            if tuple(m.in_size for m in maps) != plan.regions[source].shape:
-                return f"r{i}: its maps read size {tuple(m.in_size for m in maps)}, r{source} has {plan.regions[source].shape}"
+            read, have = tuple(m.in_size for m in maps), plan.regions[source].shape
+            if read != have:
+                return f"r{i}: its maps read size {read}, r{source} has {have}"
             if tuple(m.out_size for m in maps) != entry.shape:
                 return f"r{i}: its maps give size {tuple(m.out_size for m in maps)}, not {entry.shape}"
     return None
@@ -41,8 +42,9 @@ def _reads(plan: Plan) -> str | None:
         base = bases.get(read.base)
         if base is None:
             return f"read {read.name}: no base tensor {read.base}"
-        if base.shape[1:] != tuple(m.in_size for m in read.maps):
-            return f"read {read.name}: its maps read size {tuple(m.in_size for m in read.maps)}, {base.name} is {base.shape}"
+        size = tuple(m.in_size for m in read.maps)
+        if base.shape[1:] != size:
+            return f"read {read.name}: its maps read size {size}, {base.name} is {base.shape}"
         if read.target is not None and plan.regions[read.target].shape != tuple(m.out_size for m in read.maps):
             return f"read {read.name}: its maps do not give the size of r{read.target}"
         if read.patch not in (None, RAW_PATCH) and plan.regions[read.patch or 0].shape != base.shape[1:]:

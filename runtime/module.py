@@ -30,6 +30,8 @@ class IncrementalModule(nn.Module):
         base_output: The model's output for the materialised images, or None.
     """
 
+    _like: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -172,7 +174,7 @@ class IncrementalModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
         """Moves and casts keep the plan; base images are dropped."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._weights = self._fingerprint()
         self._store, self._executor, self.base_output, self._flat_base = None, None, None, []
         return self

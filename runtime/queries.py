@@ -55,7 +55,7 @@ def check_positions(positions: Any, plan: Plan, sizes: Sequence[int]) -> IntArra
         first = int(np.flatnonzero(outside)[0])
         raise PositionError(
             f"position {tuple(array[first].tolist())} (index {first}) puts a {_size(sizes)} patch wholly outside the "
-            f"{_size(plan.input_shape[1:])} image; allowed are {[f'{1 - p}…{s - 1}' for p, s in zip(sizes, image, strict=True)]}"
+            f"{_size(image)} image; allowed are {tuple((1 - patch).tolist())} … {tuple((image - 1).tolist())}"
         )
     return np.ascontiguousarray(array, dtype=np.int64)
 
@@ -96,7 +96,8 @@ def patch_source(
     _check_kind(tensor, "patch", like)
     if tensor.dim() not in (rank, rank + 1) or tensor.shape[-rank] != channels:
         raise InputError(
-            f"patches have shape {tuple(tensor.shape)}; allowed are a scalar, [{channels}], [{channels}, h, w] and [N, {channels}, h, w]"
+            f"patches have shape {tuple(tensor.shape)}; allowed are a scalar, [{channels}], [{channels}, h, w] and "
+            f"[N, {channels}, h, w]"
         )
     sizes = tuple(tensor.shape[-rank + 1 :])
     if any(size > most for size, most in zip(sizes, plan.patch_shape, strict=True)) or 0 in sizes:

@@ -1,8 +1,8 @@
 """How one op moves an interval along one axis: a closed set of maps, evaluated for all positions at once.
 
 Each map answers two questions. ``region``: if the input may differ from the base inside this interval, where may the
-output differ? ``window``: to compute the output inside this interval, which input cells must be read? A window may stick
-out of the input: the cells outside are the op's own padding.
+output differ? ``window``: to compute the output inside this interval, which input cells must be read? A window may
+stick out of the input: the cells outside are the op's own padding.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Sliding:
 
     ``padding`` is that of the low side; what lies beyond the high side follows from ``out_size``. ``region`` is
     Krypton's eq. 15-16 made exact per position: the hull of the outputs whose taps' span meets the change, clipped to
-    the tensor. It is larger than the true change only where stride and dilation share a factor. ``window`` is eq. 17-18.
+    the tensor. It is larger than the true change only where stride and dilation share a factor. ``window`` is eq.
+    17-18.
     """
 
     kernel: int

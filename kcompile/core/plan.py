@@ -46,7 +46,7 @@ class Read:
     """One gather, and superimpose if ``patch`` is set, at the boundary of an op.
 
     The op computes region ``target``; through ``maps`` this asks for a window of ``base``. ``patch`` is the region of
-    the tensor that is laid over the window. A read without a target takes the whole tensor (the boundary to a dense op).
+    the tensor that is laid over the window. A read without a target takes the whole tensor, for a dense op.
     """
 
     name: str

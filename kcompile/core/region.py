@@ -106,9 +106,8 @@ def evaluate(table: Sequence[RegionDef], patch: Region) -> list[Region]:
     """
     regions: list[Region] = []
     for entry in table:
-        image = Region.of(*(Interval.of(np.zeros_like(axis.lo), size) for axis, size in zip(patch.axes, entry.shape)))
         if isinstance(entry, InputRegion):
-            regions.append(patch & image)
+            regions.append(patch & Region.of(*(Interval.of(0, size) for size in entry.shape)))
         else:
             pairs = zip(entry.sources, entry.maps, strict=True)
             regions.append(reduce(Region.__or__, [regions[source].through(maps) for source, maps in pairs]))

@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 
-from kcompile.core.axis_map import AxisMap
+from kcompile.core.axis_map import AxisMap, Identity
 from kcompile.core.interval import Interval
 from kcompile.core.region import InputRegion, MappedRegion, RegionDef
 
@@ -22,7 +22,8 @@ class RegionTable:
         """Begin with region 0, the patch on the image."""
         self.defs: list[RegionDef] = [InputRegion(image)]
         self._values: list[tuple[Interval, ...]] = [tuple(map(_universe, image, patch))]
-        self._numbers = {_key(self._values[0], image): 0}
+        self._numbers: dict[tuple[object, ...], int] = {_key(self._values[0], image): 0}
+        self._joint: set[int] = set()
 
     def number(self, sources: list[tuple[int, tuple[AxisMap, ...]]], shape: tuple[int, ...]) -> int:
         """The number of the hull of ``sources`` moved through their maps; an existing one where equal.
@@ -33,10 +34,14 @@ class RegionTable:
         """
         moved = [tuple(m.region(axis) for m, axis in zip(maps, self._values[i], strict=True)) for i, maps in sources]
         value = tuple(reduce(Interval.__or__, axis) for axis in zip(*moved, strict=True))
-        key = _key(value, shape)
+        unique = list(dict.fromkeys(sources))
+        if len(unique) == 1 and all(isinstance(m, Identity) for m in unique[0][1]):
+            return unique[0][0]
+        joint = any(i in self._joint for i, _ in unique) or not _is_product(moved, value)
+        key = ("joint", *unique) if joint else _key(value, shape)
         if key not in self._numbers:
             self._numbers[key] = len(self.defs)
-            unique = list(dict.fromkeys(sources))
+            self._joint |= {len(self.defs)} if joint else set()
             self.defs.append(MappedRegion(tuple(i for i, _ in unique), tuple(maps for _, maps in unique), shape))
             self._values.append(value)
         return self._numbers[key]
@@ -55,6 +60,16 @@ class RegionTable:
 
 def _key(value: tuple[Interval, ...], shape: tuple[int, ...]) -> tuple[object, ...]:
     return (shape, *(axis.key() for axis in value))
+
+
+def _is_product(sources: list[tuple[Interval, ...]], hull: tuple[Interval, ...]) -> bool:
+    """True if the hull of the sources' boxes is for every patch the box of the hulls per axis.
+
+    So it is if one source is the whole hull, or if no source is ever empty on an axis where another is not.
+    """
+    return any(all(a.contains(h).all() for a, h in zip(s, hull, strict=True)) for s in sources) or all(
+        np.array_equal(a.empty, h.empty) for s in sources for a, h in zip(s, hull, strict=True)
+    )
 
 
 def _universe(size: int, patch: int) -> Interval:

@@ -79,7 +79,7 @@ def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape:
 
 
 def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: str) -> NodeInfo:
-    reached = {arg for arg in node.all_input_nodes if arg in found and found[arg].answer is not None}
+    reached = _reached(node, found, batch)
     record = make_record(node, reached, batch)
     where = (user_module(node), user_line(node))
     if not reached:
@@ -89,6 +89,15 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
     if isinstance(answer, Spatial):
         region = _region(node, answer, reached, found, table)
     return NodeInfo(node, record, macs(record), name, answer, region, *where)
+
+
+def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: str) -> set[fx.Node]:
+    """The inputs that the patch can change; for a tensor [batch, …] the batch's size is not among them."""
+    reached = {arg for arg in node.all_input_nodes if arg in found and found[arg].answer is not None}
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not (spec := _spec(value, False, batch)).batched or not spec.shape:
+        return reached
+    return {arg for arg in reached if isinstance(arg.meta.get("val"), Tensor)}
 
 
 def _region(

@@ -7,7 +7,7 @@ from kcompile.passes.record import OpRecord, TensorSpec
 from kcompile.passes.rules.registry import Refusal, Spatial, rule
 
 UNARY = (
-    "relu", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu", "mish",
+    "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu", "mish",
     "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "clamp_max", "reciprocal",
 )  # fmt: skip
 BINARY = (

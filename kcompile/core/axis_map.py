@@ -46,7 +46,8 @@ class Sliding:
 
     ``padding`` is that of the low side; what lies beyond the high side follows from ``out_size``. ``region`` is
     Krypton's eq. 15-16 made exact per position: the hull of the outputs whose taps' span meets the change, clipped to
-    the tensor. It is larger than the true change only where stride and dilation share a factor. ``window`` is eq.
+    the tensor. It is larger than the true change only under dilation, where the change is narrower than ``dilation``:
+    taps can then miss it, at the tensor's border or because stride and dilation share a factor. ``window`` is eq.
     17-18.
     """
 

@@ -7,8 +7,9 @@ from kcompile.passes.record import OpRecord, TensorSpec
 from kcompile.passes.rules.registry import Refusal, Spatial, rule
 
 UNARY = (
-    "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu", "mish",
-    "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "clamp_max", "reciprocal",
+    "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu",
+    "mish", "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "clamp_max",
+    "reciprocal",
 )  # fmt: skip
 BINARY = (
     "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar",

@@ -197,10 +197,10 @@ def _override(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replace arguments by name; positional ones between the given and the last replaced are filled with defaults."""
-    names = [argument.name for argument in target._schema.arguments]
-    merged = {**dict(zip(names, args, strict=False)), **kwargs, **overrides}
-    last = max((i for i, name in enumerate(names) if name in merged), default=-1)
+    arguments = target._schema.arguments
+    merged = {**dict(zip([a.name for a in arguments], args, strict=False)), **kwargs, **overrides}
+    positional = [a for a in arguments if not a.kwarg_only]
+    last = max((i for i, a in enumerate(positional) if a.name in merged), default=-1)
     return tuple(
-        merged.get(a.name, a.default_value if a.has_default_value() else None)
-        for a in target._schema.arguments[: last + 1]
-    ), {}
+        merged.get(a.name, a.default_value if a.has_default_value() else None) for a in positional[: last + 1]
+    ), {a.name: merged[a.name] for a in arguments if a.kwarg_only and a.name in merged}

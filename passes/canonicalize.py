@@ -22,7 +22,7 @@ _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 @dataclass(frozen=True)
 class DropNoOps:
-    """Drop copies, checks, and poolings or views that change nothing."""
+    """Drop copies, checks, and poolings, views or slices that change nothing."""
 
     name: str = "drop-no-ops"
 
@@ -56,7 +56,7 @@ def _is_no_op(node: fx.Node) -> bool:
     if node.target is aten.adaptive_avg_pool2d.default:
         return same
     return (
-        node.target in (*_VIEWS, aten.reshape.default, aten.expand.default)
+        node.target in (*_VIEWS, aten.reshape.default, aten.expand.default, aten.slice.Tensor)
         and bool(before.dim())
         and _same_shape(before, after)
     )

@@ -1,0 +1,1 @@
+"""Tests; they mirror the four folders of the package."""

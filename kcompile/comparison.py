@@ -1,0 +1,81 @@
+"""Full inference of patched copies, timed: what an incremental map is held against."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kcompile.heatmap import FloatArray, Heatmap
+from kcompile.scoring import Score, scores, select
+
+BATCH = 16
+
+
+class FullInference(NamedTuple):
+    """Scores [N, K] of patched copies, and the seconds that they took (a warm-up batch before them not counted)."""
+
+    scores: FloatArray
+    seconds: float
+
+
+@torch.inference_mode()
+def infer_in_full(
+    model: nn.Module,
+    image: Tensor,
+    fill: Tensor,
+    positions: npt.NDArray[np.int64],
+    patch_shape: tuple[int, int],
+    *,
+    score: Score = "probability",
+    activation: str | None = None,
+    output: Any = None,
+    batch: int = BATCH,
+    progress: bool = False,
+) -> FullInference:
+    """Score patched copies as one does without kcompile: build each copy, run the plain model, channels-last.
+
+    Args:
+        model: The plain model in eval mode; it is copied, not changed.
+        image: [C, H, W] in the model's units.
+        fill: [C], what the patch shows.
+        positions: [N, 2], (row, col) of the patch's top-left corner, inside the image.
+        patch_shape: (height, width) in pixels.
+        score: As for `kcompile.occlusion`; not applied twice after a final ``activation``.
+        activation: The model's own last op, as in `IncrementalModule.activations`.
+        output: Which part of a structured output is scored.
+        batch: Copies per call.
+        progress: Show a progress bar.
+    """
+    plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    results = []
+    plain(_copies(image, fill, np.resize(positions, (min(batch, len(positions)), 2)), patch_shape))
+    start = time.perf_counter()
+    with tqdm(total=len(positions), disable=not progress, unit="position", desc="full inference", leave=False) as bar:
+        for first in range(0, len(positions), batch):
+            rows = positions[first : first + batch]
+            outputs = select(plain(_copies(image, fill, rows, patch_shape)), output)
+            results.append(scores(outputs, score, activation).float().cpu().numpy())
+            bar.update(len(rows))
+    return FullInference(np.concatenate(results), time.perf_counter() - start)
+
+
+def spread(heat: Heatmap, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """Pick computed positions of a map, evenly spread: positions [n, 2] and scores [n, K] with n at most ``count``."""
+    positions, values = heat.positions.reshape(-1, 2), heat.all_scores.reshape(-1, heat.all_scores.shape[-1])
+    done = np.flatnonzero(~np.isnan(values).any(axis=1))
+    chosen = done[np.unique(np.linspace(0, len(done) - 1, min(count, len(done))).round().astype(int))]
+    return positions[chosen], values[chosen]
+
+
+def _copies(image: Tensor, fill: Tensor, positions: npt.NDArray[np.int64], patch_shape: tuple[int, int]) -> Tensor:
+    copies = image.expand(len(positions), *image.shape).contiguous(memory_format=torch.channels_last)
+    for patched, (row, col) in zip(copies, positions.tolist(), strict=True):
+        patched[:, row : row + patch_shape[0], col : col + patch_shape[1]] = fill[:, None, None]
+    return copies

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from torch import fx
+from torch import Tensor, fx
 
 from kcompile.core.axis_map import AxisMap, Everything, Identity, Sliding
 from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, Placement, Plan, Read
@@ -82,7 +82,7 @@ def _leaves(placed: dict[fx.Node, Placed], arg: fx.Node) -> bool:
 
 def _requests(analysis: Analysis, placed: dict[fx.Node, Placed], node: fx.Node) -> Iterable[_Request]:
     info, placement = analysis.nodes[node], placed[node].placement
-    if placement is Placement.DENSE and info.record.out is not None:
+    if placement is Placement.DENSE and isinstance(node.meta.get("val"), (Tensor, list, tuple)):  # else a size alone
         for i, arg in enumerate(tensor_inputs(node)):
             if _leaves(placed, arg):
                 yield _whole(analysis, placed, arg, (node.name, i))

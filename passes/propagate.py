@@ -97,7 +97,7 @@ def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: str) -> set[f
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not (spec := _spec(value, False, batch)).batched or not spec.shape:
         return reached
-    return {arg for arg in reached if isinstance(arg.meta.get("val"), Tensor)}
+    return {arg for arg in reached if not isinstance(arg.meta.get("val"), (int, torch.SymInt))}
 
 
 def _region(

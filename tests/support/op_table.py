@@ -177,6 +177,8 @@ OTHERS = [
     Case("batch norm unfolded", lambda: nn.BatchNorm2d(4)),
     Case("batch norm without factors", lambda: nn.BatchNorm2d(4, affine=False)),
     Case("dropout", lambda: nn.Sequential(conv(4, 3), nn.Dropout(0.9), nn.Dropout2d(0.9))),
+    Case("sum over rows", lambda: Call(lambda x: x.sum(2)), refused="reduces"),
+    Case("log softmax", lambda: nn.LogSoftmax(3), refused="reduces"),
     Case("softmax", lambda: nn.Softmax(1), refused="reduces"),
     Case("normalized rows", lambda: Call(partial(F.normalize, dim=3)), refused="no spatial rule"),
 ]

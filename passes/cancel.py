@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from kcompile.core.axis_map import Identity
 from kcompile.core.plan import RAW_PATCH, Read
 from kcompile.passes.infra import PassResult, calls, finish
 
@@ -20,11 +19,7 @@ def cancels(read: Read) -> bool:
     The maps are identities and the op's region is the input's region (one number: equal for every possible patch), so
     both get the same box whatever the batch's extents are.
     """
-    return (
-        read.patch not in (None, RAW_PATCH)
-        and read.patch == read.target
-        and all(isinstance(m, Identity) for m in read.maps)
-    )
+    return read.patch not in (None, RAW_PATCH) and read.patch == read.target and read.maps_are_identities
 
 
 @dataclass(frozen=True)

@@ -235,5 +235,11 @@ def _constant_value(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
 
 
 PASSES: list[GraphPass] = [
-    DropNoOps(), FoldConstants(), ViewToReshape(), SelectToSlice(), FoldBatchNorm(), SplitAveragePool(), FoldConstants(),
-]  # fmt: skip
+    DropNoOps(),
+    FoldConstants(),
+    ViewToReshape(),
+    SelectToSlice(),
+    FoldBatchNorm(),
+    SplitAveragePool(),
+    FoldConstants(),
+]

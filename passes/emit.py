@@ -154,10 +154,11 @@ class _Emitter:
 
     def _read(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
         """Gather a window and superimpose the patch tensor."""
+        channels = self.planned.plan.base(read.base).shape[:1]
         base = self._input(f"base_{read.base}")
         origins, extent = self._input(f"{read.name}_origins"), self._input(f"{read.name}_extent")
         window = self.front_graph.call_function(ops.gather.default, (base, origins, extent), name=f"gather_{read.name}")
-        window.meta.update(read=read, rule=rule)
+        window.meta.update(read=read, rule=rule, channels=channels)
         if read.patch is None:
             return window
         assert patch is not None
@@ -165,7 +166,7 @@ class _Emitter:
         laid = self.front_graph.call_function(
             ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}"
         )
-        laid.meta.update(read=read, rule=rule)
+        laid.meta.update(read=read, rule=rule, channels=channels)
         return laid
 
     def _input(self, name: str) -> fx.Node:
@@ -186,6 +187,8 @@ class _Emitter:
         """Every emitted node carries the rule that made it, and the user's module and line."""
         new.meta = {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
         new.meta["rule"] = rule
+        if isinstance(old.meta.get("val"), Tensor):
+            new.meta["channels"] = old.meta["val"].shape[1:2]
 
 
 def _resolve(op: str) -> Any:

@@ -16,6 +16,8 @@ from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.executor import Executor
+from kcompile.runtime.fingerprint import Fingerprint
+from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.queries import check_base_index, check_images, check_positions, patch_source
 from kcompile.runtime.scheduler import patch_regions
 
@@ -55,7 +57,7 @@ class IncrementalModule(nn.Module):
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
         self._executor: Executor | None = None
-        self._weights = self._fingerprint()
+        self._weights = Fingerprint(self.model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original model returns."""
@@ -77,7 +79,7 @@ class IncrementalModule(nn.Module):
         """
         batch = check_images(image, self.plan, self._like)
         self._check_weights()
-        flat, sources = self.materializer(batch)
+        flat, sources = self.materializer(batch.contiguous(memory_format=torch.channels_last))
         self._store = BaseStore.fill(self.plan, sources, len(batch))
         self._flat_base = list(flat)
         self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
@@ -153,7 +155,9 @@ class IncrementalModule(nn.Module):
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
         if self._executor is None:
-            self._executor = Executor(self.plan, self.front, self.tail)
+            fused = available(self._like.dtype, self._like.device)
+            front, tail = (lower(part) if fused else part for part in (self.front, self.tail))
+            self._executor = Executor(self.plan, front, tail)
         return self._executor
 
     def refresh(self) -> None:
@@ -164,17 +168,17 @@ class IncrementalModule(nn.Module):
         self.__dict__.update({**fresh.__dict__, "recompile": self.recompile})
 
     def _check_weights(self) -> None:
-        if self._weights != self._fingerprint():
+        if not self._weights.matches(self.model):
             raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
 
-    def _fingerprint(self) -> tuple[tuple[int, int], ...]:
-        """Changes when a weight is replaced or written to."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are made without what can be made again: prepacked weights and base images."""
+        dropped = {"_executor": None, "_store": None, "base_output": None, "_flat_base": [], "recompile": None}
+        return {**self.__dict__, **dropped}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
         """Moves and casts keep the plan; base images are dropped."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._weights = self._fingerprint()
+        self._weights = Fingerprint(self.model)
         self._store, self._executor, self.base_output, self._flat_base = None, None, None, []
         return self

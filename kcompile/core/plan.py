@@ -55,6 +55,11 @@ class Read:
     target: int | None
     maps: tuple[AxisMap, ...]
 
+    @property
+    def maps_are_identities(self) -> bool:
+        """True if the window is the op's own box."""
+        return all(isinstance(m, axis_map.Identity) for m in self.maps)
+
 
 @dataclass(frozen=True)
 class Layer:

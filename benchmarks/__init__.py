@@ -1,0 +1,1 @@
+"""Paired timings of whole maps against named baselines; see README.md for the commands."""

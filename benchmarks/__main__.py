@@ -1,0 +1,5 @@
+"""`python -m benchmarks`: the table of whole maps."""
+
+from benchmarks.occlusion import main
+
+main()

@@ -1,0 +1,47 @@
+"""Fingerprint of a model's weights: tells whether they changed since compilation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Fingerprint:
+    """Remembers a model's weights without a copy of them.
+
+    Where storage and version counter are as before, nothing was written. Otherwise (a move to another memory format, an
+    in-place write) contents are compared by a hash and a sum of their bits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take the fingerprint of all parameters and buffers."""
+        self._places = _places(model)
+        self._contents = _contents(model)
+
+    def matches(self, model: nn.Module) -> bool:
+        """True if the weights hold the same values as before."""
+        places = _places(model)
+        if places != self._places:
+            if _contents(model) != self._contents:
+                return False
+            self._places = places
+        return True
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _places(model: nn.Module) -> list[tuple[int, int]]:
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in _tensors(model)]
+
+
+def _contents(model: nn.Module) -> list[tuple[int, int]]:
+    """Two integers per tensor that don't depend on the order of its values in memory."""
+    with torch.no_grad():
+        bits = [
+            t.detach().view(_INTEGERS[t.element_size()]) for t in _tensors(model) if t.numel() and not t.is_complex()
+        ]
+        return [(int(torch.hash_tensor(b).view(torch.int64)), int(b.sum(dtype=torch.int64))) for b in bits]

@@ -1,0 +1,139 @@
+"""CPU lowering: convolutions run as oneDNN primitives with prepacked weights and fused bias, add and activation.
+
+The emitted modules are the reference; a lowered module gives the same values up to rounding, except that oneDNN's fused
+activations turn NaN into 0. Without oneDNN (or in another type than float32) modules stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+ops = torch.ops.kcompile
+mkldnn = torch.ops.mkldnn
+
+# What a convolution can end with: oneDNN's name and the op's arguments that become its scalars.
+_ACTIVATIONS: dict[Any, str] = {
+    aten.relu.default: "relu",
+    aten.hardtanh.default: "hardtanh",
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.hardswish.default: "hardswish",
+    aten.silu.default: "swish",
+    aten.leaky_relu.default: "leaky_relu",
+}
+_DEFAULTS: dict[str, list[float]] = {"hardtanh": [-1.0, 1.0], "leaky_relu": [0.01]}
+# Ops whose result is a tensor of its own, so that a convolution may add into it.
+_FRESH = (ops.gather.default, ops.gather_superimpose.default, aten.conv2d.default, aten.addcmul.default)
+
+
+def available(dtype: torch.dtype, device: torch.device) -> bool:
+    """True where the oneDNN ops can be used."""
+    return (
+        dtype is torch.float32
+        and device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(mkldnn, "_convolution_pointwise")
+    )
+
+
+def lower(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph module with its convolutions lowered; weights that aren't convolved are shared."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, val_map={}))
+    lowered = fx.GraphModule(module, graph, module.__class__.__name__)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is aten.conv2d.default:
+            _lower_conv(lowered, node)
+    graph.eliminate_dead_code()
+    graph.lint()
+    lowered.recompile()
+    return lowered
+
+
+def _lower_conv(module: fx.GraphModule, conv: fx.Node) -> None:
+    image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
+    value = _tensor(module, weight)
+    if value is None or (bias is not None and _tensor(module, bias) is None):
+        return
+    add, other = _residual(conv)
+    last = add or conv
+    activation = _sole_user(last)
+    attr, scalars = _activation(activation)
+    last = activation if attr != "none" and activation is not None else last
+    packed = _pack(module, conv, value, (padding, stride, dilation, groups))
+    with module.graph.inserting_before(last):
+        geometry = (packed, bias, padding, stride, dilation, groups)
+        if other is not None:
+            post = (None, [], None) if attr == "none" else (attr, scalars, None)
+            fused = module.graph.call_function(
+                mkldnn._convolution_pointwise_.binary, (other, image, *geometry, "add", 1.0, *post)
+            )
+        else:
+            fused = module.graph.call_function(
+                mkldnn._convolution_pointwise.default, (image, *geometry, attr, scalars, None)
+            )
+    fused.meta = dict(last.meta)
+    last.replace_all_uses_with(fused)
+    for node in dict.fromkeys((last, add, conv)):
+        if node is not None:
+            module.graph.erase_node(node)
+
+
+def _arguments(conv: fx.Node) -> list[Any]:
+    defaults = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
+    image, weight, bias, stride, padding, dilation, groups = [*conv.args, *defaults[len(conv.args) :]]
+    return [image, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups]
+
+
+def _pair(value: Any) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Tensor) else None
+
+
+def _sole_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation(node: fx.Node | None) -> tuple[str, list[float]]:
+    name = _ACTIVATIONS.get(node.target) if node is not None and node.op == "call_function" else None
+    if node is None or name is None:
+        return "none", []
+    default = _DEFAULTS.get(name, [])
+    given = [float(arg) for arg in node.args[1:]]  # type: ignore[arg-type]
+    return name, [*given, *default[len(given) :]]
+
+
+def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The addition that alone uses a convolution, and its other operand, if the sum can be formed in place."""
+    add = _sole_user(conv)
+    if add is None or add.target is not aten.add.Tensor or len(add.args) != 2 or add.kwargs:
+        return None, None
+    other = add.args[1] if add.args[0] is conv else add.args[0]
+    if not isinstance(other, fx.Node) or other is conv or len(other.users) > 1:
+        return None, None
+    fresh = other.target in _FRESH and other.meta.get("channels") == conv.meta.get("channels")
+    whole = "read" not in other.meta or other.meta["read"].maps_are_identities
+    return (add, other) if fresh and whole else (None, None)
+
+
+def _pack(module: fx.GraphModule, conv: fx.Node, weight: Tensor, geometry: tuple[Any, ...]) -> fx.Node:
+    padding, stride, dilation, groups = geometry
+    name = f"packed_{conv.name}"
+    size = [16, weight.shape[1] * groups, 16 + weight.shape[2] * dilation[0], 16 + weight.shape[3] * dilation[1]]
+    packed = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
+    module.register_buffer(name, packed, persistent=False)
+    with module.graph.inserting_before(conv):
+        return module.graph.get_attr(name)

@@ -9,7 +9,7 @@ from operator import or_
 import numpy as np
 from torch import fx
 
-from kcompile.core.axis_map import AxisMap, Everything, Identity
+from kcompile.core.axis_map import AxisMap, Sliding
 from kcompile.core.interval import IntArray, Interval
 from kcompile.core.region import Region, evaluate
 from kcompile.passes.propagate import Analysis, NodeInfo, tensor_inputs
@@ -71,12 +71,11 @@ def _sources(
 def output_box(m: AxisMap, box: Interval) -> Interval:
     """One axis of Krypton's output patch: eq. 15 (origin), eq. 16 (width) and eq. 33-34 (moved inside the output).
 
-    A dilated kernel counts with its span, ``K = (kernel - 1) * dilation + 1``; the paper has none.
+    A dilated kernel counts with its span, ``K = (kernel - 1) * dilation + 1``; the paper has none. Maps of other kinds
+    than a sliding kernel are not in the paper either and give their exact interval.
     """
-    if isinstance(m, Identity):
-        return box
-    if isinstance(m, Everything):
-        return Interval.of(0, m.out_size)
+    if not isinstance(m, Sliding):
+        return m.region(box)
     width = np.minimum(-(-(box.size + m.span) // m.stride), m.out_size)
     origin = np.maximum(-((m.span - m.padding - box.lo) // m.stride), 0)
     origin = np.minimum(origin, m.out_size - width)

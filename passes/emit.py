@@ -136,6 +136,10 @@ class _Emitter:
             if not isinstance(leaf, fx.Node):
                 outputs.append((leaf,))
                 continue
+            if leaf.op == "get_attr":  # a constant tensor: the same for any number of queries
+                next(slots)
+                outputs.append((constant(self.module, leaf),))
+                continue
             outputs.append(len(results))
             results.append(self._dense_arg(output, leaf, slots))
         self.tail_graph.output(tuple(results))

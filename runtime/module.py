@@ -112,7 +112,8 @@ class IncrementalModule(nn.Module):
                 into.index_copy_(0, index, out)
             count += len(rows)
         if results is None:
-            results = [out.new_empty((0, *out.shape[1:])) for out in self._flat_base if isinstance(out, Tensor)]
+            reached = [out for out, e in zip(self._flat_base, self._outputs, strict=True) if isinstance(e, int)]
+            results = [out.new_empty((0, *out.shape[1:])) for out in reached]
         return self.restore(results)
 
     def stream_patches(

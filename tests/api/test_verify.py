@@ -159,6 +159,33 @@ def test_a_model_that_does_not_react_is_void() -> None:
     assert "even a module that ignores them would pass" in str(found)
 
 
+class Mixed(nn.Module):
+    """Returns a map, a class index per image, a constant tensor and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("anchors", torch.arange(6.0).reshape(3, 2))
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        y = self.conv(x)
+        return self.anchors, y.mean((2, 3)).argmax(dim=1), y, 3
+
+
+def test_outputs_without_a_row_per_image_are_left_out() -> None:
+    inc = compiled(Mixed())
+    found = kcompile.verify(inc, image(), positions=16)
+    assert [(check.name, check.dtype, check.shape) for check in found.outputs] == [
+        ("[1]", "int64", ()),
+        ("[2]", "float32", (4, 22, 18)),
+    ]
+    assert found.outputs[1].verdict == "ok"
+    for count in (0, 5):
+        anchors, classes, values, number = inc.forward_patches(0.0, np.zeros((count, 2), dtype=np.int64))
+        assert torch.equal(anchors, inc.model.anchors)
+        assert (classes.shape, values.shape, number) == ((count,), (count, 4, 22, 18), 3)
+
+
 def test_a_void_output_beside_a_failed_one_is_a_failure() -> None:
     def check(error: float, change: float) -> OutputCheck:
         return OutputCheck("output", (2,), "float32", error, 0, 1.0, change, 0.0, 1e-4)

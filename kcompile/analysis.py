@@ -51,19 +51,27 @@ def analyze(
     """
     if isinstance(model, IncrementalModule):
         image, patch = model.plan.input_shape, model.plan.patch_shape
-        model = model.model
     elif input_shape is None:
         raise InputError("input_shape is missing; give (B, C, H, W) or (C, H, W) for a model that is not compiled yet")
     else:
         image, patch = _image_shape(input_shape), (16,) * (len(_image_shape(input_shape)) - 1)
     image = image if input_shape is None else _image_shape(input_shape)
     patch = _patch_shape(patch if patch_shape is None else patch_shape, image)
-    return measure(trace(model, image), image, patch, stride)
+    return measure(_graph(model, image), image, patch, stride)
 
 
 def trace(model: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:
     """The canonical graph of a model for images (C, *S); it serves `measure` for any patch size."""
     return run_passes(capture(model, _example(model, image)).module, PASSES).module
+
+
+def _graph(model: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:
+    """The canonical graph: a compiled module's own if it is for this image size and still has its annotations."""
+    if not isinstance(model, IncrementalModule):
+        return trace(model, image)
+    held = model.materializer
+    annotated = "val" in next(iter(held.graph.nodes)).meta
+    return held if annotated and model.plan.input_shape == image else trace(model.model, image)
 
 
 def measure(graph: fx.GraphModule, image: tuple[int, ...], patch: tuple[int, ...], stride: int = 4) -> Analysis:

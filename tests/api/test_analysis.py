@@ -206,7 +206,8 @@ def test_a_compiled_module_brings_its_own_shapes() -> None:
     assert found == kcompile.analyze(model, (1, 1, 24, 20), (3, 5))
     assert (found.input_shape, found.patch_shape) == ((1, 24, 20), (3, 5))
     assert [layer.placement for layer in found.layers] == [layer.placement for layer in inc.plan.layers]
-    assert kcompile.analyze(inc, patch_shape=2).patch_shape == (2, 2)
+    assert kcompile.analyze(inc, patch_shape=2) == kcompile.analyze(model, (1, 24, 20), 2)
+    assert kcompile.analyze(inc, (1, 30, 20)) == kcompile.analyze(model, (1, 30, 20), (3, 5))
 
 
 def test_the_axes_are_not_swapped() -> None:

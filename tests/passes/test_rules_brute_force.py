@@ -6,7 +6,6 @@ import pytest
 
 from kcompile.core.plan import Placement
 from kcompile.passes.pipeline import Compiled
-from kcompile.passes.rules.registry import RULES
 from tests.support.brute_force import check_end_to_end, check_region, check_window
 from tests.support.networks import ready
 from tests.support.op_table import OPS, Case

@@ -11,10 +11,16 @@ from torch import Tensor, nn
 from kcompile.core.interval import IntArray
 from kcompile.core.region import Region
 from kcompile.passes.pipeline import Compiled
-from kcompile.runtime.scheduler import patch_regions
 from tests.support.op_table import Case
 from tests.support.running import (
-    Runner, cells_of, hull_of, last_incremental, paste, positions_inside, positions_touching, regions_at,
+    Runner,
+    cells_of,
+    hull_of,
+    last_incremental,
+    paste,
+    positions_inside,
+    positions_touching,
+    regions_at,
 )  # fmt: skip
 
 TRIALS = 8  # perturbations per position
@@ -134,14 +140,3 @@ def close_to_full(mine: list[Tensor], full: list[Tensor], before: list[Tensor], 
         scale = torch.maximum(change, 1e-3 * change.max()) if must_react else change.clamp(min=1e-6 * want.abs().max())
         error = (got - want).abs().flatten(1).amax(1)
         assert (error <= 1e-6 * scale).all(), f"largest error {error.max():.3g}, change {change.max():.3g}"
-
-
-def some_positions(case: Case, patch: Sequence[int], count: int) -> IntArray:
-    """Random positions that touch the image."""
-    positions = positions_touching(case.shape[1:], patch)
-    return positions[torch.randint(len(positions), (count,)).numpy()]
-
-
-def boxes(positions: IntArray, patch: Sequence[int]) -> Region:
-    """The patches' boxes, as a region."""
-    return patch_regions(positions, patch)

@@ -7,7 +7,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.support.networks import (
-    Branches, Call, DenseBlock, Gated, Residual, add, concat, conv, conv_bn_relu, inception, pooled_head, vgg,
+    Branches,
+    Call,
+    DenseBlock,
+    Gated,
+    Residual,
+    add,
+    concat,
+    conv,
+    conv_bn_relu,
+    inception,
+    pooled_head,
+    vgg,
 )  # fmt: skip
 from tests.support.op_table import Case
 
@@ -84,7 +95,8 @@ OTHERS = [
     Case("flatten and linear", lambda: nn.Sequential(conv(4, 3), nn.Flatten(), nn.Linear(3 * 99, 5))),
     Case("global pool", lambda: pooled_head(Residual(4, 5), 5)),
     Case("mean over the map", lambda: Call(lambda x: x.square().mean((2, 3)))),
-    Case("several outputs", lambda: Branches(_both, conv(4, 3), Residual(4, 2), nn.Sequential(conv(4, 2), nn.Flatten()))),
+    Case("several outputs",
+         lambda: Branches(_both, conv(4, 3), Residual(4, 2), nn.Sequential(conv(4, 2), nn.Flatten()))),
     Case("outputs twice", lambda: Call(lambda x: (x, x, x.abs()))),
     Case("dense, then convolution", lambda: nn.Sequential(nn.Softmax(2), conv(4, 3), nn.ReLU())),
     Case("image read by a dense node and by convolutions",

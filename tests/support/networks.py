@@ -133,7 +133,8 @@ def ready(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.f
 
 def _perturb(norm: nn.modules.batchnorm._BatchNorm) -> None:
     """Make every channel's statistics and affine factors its own."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.running_mean.add_(torch.randn_like(norm.running_mean) * 0.1)
     norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.7, 1.4))
     if norm.affine:

@@ -1,4 +1,4 @@
-"""The table of ops with example parameters: it drives the brute-force proofs, and may drive others that go over all ops."""
+"""The table of ops with example parameters; it drives the brute-force proofs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ CONVOLUTIONS = [
 
 def _max(name: str, *args: Any, **options: Any) -> Case:
     """All values are far below zero: padding with zeros would win."""
-    return Case(f"max pool {name}", lambda: nn.MaxPool2d(*args, **options), offset=-50.0, dilation=options.get("dilation", 1))
+    return Case(
+        f"max pool {name}", lambda: nn.MaxPool2d(*args, **options), offset=-50.0, dilation=options.get("dilation", 1)
+    )
 
 
 def _average(name: str, *args: Any, **options: Any) -> Case:
@@ -140,8 +142,8 @@ def _constant(name: str, function: Callable[[Tensor, Tensor], Tensor], *shape: i
 
 
 POINTWISE = [
-    *(_op(name) for name in ("relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardswish", "leaky_relu", "elu",
-                             "mish", "softplus", "abs", "neg", "square")),
+    *(_op(name) for name in ("relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardswish",
+                             "leaky_relu", "elu", "mish", "softplus", "abs", "neg", "square")),
     *(_op(name, positive=True) for name in ("log", "sqrt", "rsqrt", "reciprocal")),
     _op("hardsigmoid"), _op("exp", scale=0.5), _op("leaky_relu", 0.3), _op("hardtanh", 0.0, 6.0),
     _op("clamp", -0.5, 0.5), _op("clamp_min", 0.1), _op("clamp_max", 0.1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +39,7 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
 
     Raises:
         ModelModeError: Batch norm or dropout is active.
-        CaptureError: The model's control flow depends on data, or torch.export can't trace it.
+        CaptureError: The model's control flow depends on data, or torch.export can't trace it; names the user's line.
     """
     check_mode(model)
     try:
@@ -45,7 +47,9 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
             program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
             program = program.run_decompositions({})
     except Exception as error:
-        raise CaptureError(f"torch.export could not trace {type(model).__name__}: {_summary(error)}") from error
+        raise CaptureError(
+            f"torch.export could not trace {type(model).__name__}: {_summary(error)}{_user_frame(error)}"
+        ) from error
     return _flat(program)
 
 
@@ -64,6 +68,17 @@ def check_mode(model: nn.Module) -> None:
 def _summary(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3])[:600] or type(error).__name__
+
+
+def _user_frame(error: Exception) -> str:
+    """The user's own line in a traceback: the innermost frame outside of torch, this file and the standard library."""
+    library, torch_home = os.path.dirname(os.__file__), os.path.join(os.path.dirname(torch.__file__), "")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", torch_home, __file__)) and os.path.dirname(frame.filename) != library
+    ]
+    return f"\n  {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def _flat(program: ExportedProgram) -> Captured:

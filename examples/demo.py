@@ -54,10 +54,7 @@ def measure(loaded: LoadedModel, image: Tensor, patch: int, stride: int) -> Expe
         sys.exit("interrupted: nothing written")
     positions = heat.positions.reshape(-1, 2)
     fill = torch.full((image.shape[0],), FILL)
-    activation = inc.activations[0]
-    full = infer_in_full(
-        loaded.model, image, fill, positions, heat.patch_shape, activation=activation, progress=progress
-    )
+    full = infer_in_full(inc, image, fill, positions, heat.patch_shape, progress=progress)
     return Experiment(heat, compiled, full)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kcompile.heatmap import FloatArray, Heatmap
+from kcompile.runtime.module import IncrementalModule
 from kcompile.scoring import Score, scores, select
 
 BATCH = 16
@@ -27,41 +28,37 @@ class FullInference(NamedTuple):
 
 @torch.inference_mode()
 def infer_in_full(
-    model: nn.Module,
+    inc: IncrementalModule,
     image: Tensor,
     fill: Tensor,
     positions: npt.NDArray[np.int64],
     patch_shape: tuple[int, int],
     *,
     score: Score = "probability",
-    activation: str | None = None,
-    output: Any = None,
     batch: int = BATCH,
     progress: bool = False,
 ) -> FullInference:
     """Score patched copies as one does without kcompile: build each copy, run the plain model, channels-last.
 
     Args:
-        model: The plain model in eval mode; it is copied, not changed.
+        inc: What `incrementalize` returned; a copy of its plain model runs.
         image: [C, H, W] in the model's units.
         fill: [C], what the patch shows.
         positions: [N, 2], (row, col) of the patch's top-left corner, inside the image.
         patch_shape: (height, width) in pixels.
-        score: As for `kcompile.occlusion`; not applied twice after a final ``activation``.
-        activation: The model's own last op, as in `IncrementalModule.activations`.
-        output: Which part of a structured output is scored.
+        score: As for `kcompile.occlusion`.
         batch: Copies per call.
         progress: Show a progress bar.
     """
-    plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    plain: nn.Module = copy.deepcopy(inc.model).to(memory_format=torch.channels_last)
     results = []
     plain(_copies(image, fill, np.resize(positions, (min(batch, len(positions)), 2)), patch_shape))
     start = time.perf_counter()
     with tqdm(total=len(positions), disable=not progress, unit="position", desc="full inference", leave=False) as bar:
         for first in range(0, len(positions), batch):
             rows = positions[first : first + batch]
-            outputs = select(plain(_copies(image, fill, rows, patch_shape)), output)
-            results.append(scores(outputs, score, activation).float().cpu().numpy())
+            outputs = select(plain(_copies(image, fill, rows, patch_shape)), None)
+            results.append(scores(outputs, score, inc.activations[0]).float().cpu().numpy())
             bar.update(len(rows))
     return FullInference(np.concatenate(results), time.perf_counter() - start)
 

@@ -36,6 +36,7 @@ class LoadedModel:
         prepare: From a picture (`pictures.read_picture`) to the part of it that the model sees, [C, H, W] in 0 … 1, and
             the same in the model's units.
         preprocessing: What `prepare` does, in words.
+        weights: Where the weights come from, in words.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class LoadedModel:
     categories: tuple[str, ...]
     prepare: Transform
     preprocessing: str
+    weights: str
 
     @property
     def channels(self) -> int:
@@ -50,8 +52,8 @@ class LoadedModel:
         return self.input_shape[0]
 
     def name(self, target: int) -> str:
-        """A class's name, or its number."""
-        return self.categories[target] if target < len(self.categories) else f"class {target}"
+        """A class's number and name, if it has one."""
+        return f"{target}, {self.categories[target]}" if target < len(self.categories) else str(target)
 
 
 def load_model(
@@ -64,7 +66,7 @@ def load_model(
             model. Beside that function, in its module, there may be ``preprocess`` ([C, H, W] in 0 … 1 to model units)
             and ``CLASSES`` (names).
         weights: A name that torchvision knows ("DEFAULT" is its best; downloaded at first use), "none", or a file with
-            a state_dict. For an own function "DEFAULT" leaves the weights as the function made them.
+            a state_dict. For an own function "DEFAULT" and "none" leave the weights as it made them.
         size: Side of the square images; default: what the weights were made for, else the model's usual size.
         num_classes: Of a file's model; default: from the size of the file's last layer.
 
@@ -89,15 +91,17 @@ def _torchvision(name: str, weights: str, size: int | None, num_classes: int | N
     entry = named_weights(name, weights)
     model = load_weights(name, weights, entry, num_classes)
     categories = tuple(entry.meta["categories"]) if entry else ()
+    source = f"weights {entry.name}" if entry else _source(weights)
     if entry is None:
         side = size or usual.crop_size[0]
-        return LoadedModel(model, (3, side, side), categories, *_standard(side, 3, None))
+        return LoadedModel(model, (3, side, side), categories, *_standard(side, 3, None), source)
     transform = entry.transforms()
     side = size or transform.crop_size[0]
     if side != transform.crop_size[0]:
         resized = round(transform.resize_size[0] * side / transform.crop_size[0])
         transform = entry.transforms(crop_size=side, resize_size=resized)
-    return LoadedModel(model, (3, side, side), categories, _of_weights(transform), f"that of the weights {entry.name}")
+    how = f"preprocessed as for {entry.name}"
+    return LoadedModel(model, (3, side, side), categories, _of_weights(transform), how, source)
 
 
 def _own(name: str, weights: str, size: int | None) -> LoadedModel:
@@ -114,13 +118,19 @@ def _own(name: str, weights: str, size: int | None) -> LoadedModel:
         raise InputError(f"can't make a model with {name}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
-    if weights.lower() != "default":
+    own_weights = weights.lower() in ("default", "none")
+    if not own_weights:
         load_weights(model, weights)
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     side = size or USUAL_SIZE
     own = getattr(module, "preprocess", None)
     categories = tuple(map(str, getattr(module, "CLASSES", ())))
-    return LoadedModel(model.eval(), (channels, side, side), categories, *_standard(side, channels, own))
+    source = "its own weights" if own_weights else _source(weights)
+    return LoadedModel(model.eval(), (channels, side, side), categories, *_standard(side, channels, own), source)
+
+
+def _source(weights: str) -> str:
+    return "random weights" if weights.lower() == "none" else f"weights from {weights}"
 
 
 def _of_weights(transform: Any) -> Transform:

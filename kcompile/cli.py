@@ -1,0 +1,191 @@
+"""The command line: `kcompile explain | inspect | verify`. Torch is imported when a command runs, not for its help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kcompile import __version__
+from kcompile.core.errors import InputError, KCompileError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ScoreName(StrEnum):
+    """What is recorded at each position."""
+
+    PROBABILITY = "probability"
+    LOGIT = "logit"
+
+
+Image = Annotated[Path, typer.Argument(help="Picture to explain: any format that PIL reads.", metavar="IMAGE")]
+MaybeImage = Annotated[
+    Path | None, typer.Argument(help="Picture to check with; noise if none is given.", metavar="[IMAGE]")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A torchvision classification model, or package.module:function that returns a model."
+    ),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", "-w", help="DEFAULT or another name of torchvision's, none, or a state_dict file.")
+]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", help="Of a file's model. By default from its last layer.")
+]
+Size = Annotated[
+    int | None, typer.Option("--size", help="Side of the model's image, pixels. By default the model's usual.")
+]
+Patch = Annotated[str, typer.Option("--patch", "-p", help="Patch in pixels: one number, or height,width.")]
+Stride = Annotated[str, typer.Option("--stride", "-s", help="Step between positions in pixels, or rows,cols.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads. By default all cores.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kcompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fast occlusion explanations of CNNs: patched copies of an image are inferred incrementally."""
+
+
+@app.command()
+def explain(
+    image: Image,
+    model: Model = "resnet18",
+    weights: Weights = "DEFAULT",
+    num_classes: Classes = None,
+    size: Size = None,
+    patch: Patch = "16",
+    stride: Stride = "4",
+    value: Annotated[
+        str, typer.Option("--value", help="What the patch shows, in model units: a number, one per channel, or mean.")
+    ] = "0",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Class to explain, number or name. By default most probable."),
+    ] = None,
+    score: Annotated[ScoreName, typer.Option("--score", help="What is recorded.")] = ScoreName.PROBABILITY,
+    roi: Annotated[
+        str | None, typer.Option("--roi", help="top,left,bottom,right in pixels: patches stay inside.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Overlay, PNG.")] = Path("heat.png"),
+    npz: Annotated[Path, typer.Option("--npz", help="All scores, NPZ.")] = Path("heat.npz"),
+    compare: Annotated[
+        int, typer.Option("--compare", min=0, help="Check so many positions against full inference, and time it.")
+    ] = 0,
+    threads: Threads = None,
+) -> None:
+    """Explain one prediction: slide a patch over the picture and record the score at every position."""
+    with _readable_errors(threads):
+        from kcompile.explain import Request, run
+
+        request = Request(
+            image=image, model=model, weights=weights, num_classes=num_classes, size=size,
+            patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2), value=value, target=target,
+            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
+        )  # fmt: skip
+        raise typer.Exit(run(request, progress=sys.stderr.isatty()))
+
+
+@app.command()
+def inspect(
+    model: Model = "resnet18",
+    weights: Weights = "none",
+    num_classes: Classes = None,
+    size: Size = None,
+    patch: Patch = "16",
+    stride: Annotated[int, typer.Option("--stride", "-s", min=1, help="Step between positions in pixels.")] = 4,
+    plan: Annotated[bool, typer.Option("--plan", help="Show each layer's placement with the reason too.")] = False,
+    code: Annotated[bool, typer.Option("--code", help="Show the emitted incremental graph as code too.")] = False,
+) -> None:
+    """Show what a patch leaves unchanged, layer by layer, and the speedup that this allows."""
+    with _readable_errors(None):
+        import kcompile
+        from kcompile.loading import load_model
+
+        loaded = load_model(model, weights, size=size, num_classes=num_classes)
+        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
+        typer.echo(kcompile.analyze(inc, stride=stride))
+        if plan:
+            typer.echo(f"\n{inc.plan}")
+        if code:
+            typer.echo(f"\n# incremental part\n{inc.front.code.strip()}\n\n# dense part\n{inc.tail.code.strip()}")
+
+
+@app.command()
+def verify(
+    image: MaybeImage = None,
+    model: Model = "resnet18",
+    weights: Weights = "DEFAULT",
+    num_classes: Classes = None,
+    size: Size = None,
+    patch: Patch = "16",
+    positions: Annotated[int, typer.Option("--positions", "-n", help="How many random positions.")] = 32,
+    seed: Annotated[int | None, typer.Option("--seed", help="Repeats an earlier run.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Compare incremental with full inference at random positions; exit code 1 if they differ."""
+    with _readable_errors(threads):
+        import torch
+
+        import kcompile
+        from kcompile.loading import load_model
+        from kcompile.pictures import read_picture
+
+        loaded = load_model(model, weights, size=size, num_classes=num_classes)
+        noise = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(seed or 0))
+        pixels = loaded.prepare(read_picture(image, loaded.channels))[1] if image else noise
+        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
+        result = kcompile.verify(inc, pixels, positions, seed=seed)
+        typer.echo(result)
+        raise typer.Exit(0 if result.ok else 1)
+
+
+@contextmanager
+def _readable_errors(threads: int | None) -> Iterator[None]:
+    """Set the threads; turn errors that name their cause into one line and exit code 2."""
+    try:
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
+        yield
+    except KCompileError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _numbers(name: str, text: str, *counts: int) -> tuple[int, ...]:
+    """Integers between commas; a single one stands for both axes where two are allowed.
+
+    Raises:
+        InputError: Not integers, or a wrong number of them.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in counts:
+        allowed = " or ".join(map(str, counts))
+        raise InputError(f"--{name} is {text!r}; allowed are {allowed} integers with commas between them")
+    return numbers * 2 if len(numbers) == 1 and 2 in counts else numbers

@@ -193,6 +193,7 @@ class _Emitter:
         new.meta["rule"] = rule
         if isinstance(old.meta.get("val"), Tensor):
             new.meta["channels"] = old.meta["val"].shape[1:2]
+            new.meta["input_sizes"] = [tuple(arg.meta["val"].shape[2:]) for arg in tensor_inputs(old)]
 
 
 def _resolve(op: str) -> Any:

@@ -6,6 +6,7 @@ activations turn NaN into 0. Without oneDNN (or in another type than float32) mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _ACTIVATIONS: dict[Any, str] = {
     aten.silu.default: "swish",
     aten.leaky_relu.default: "leaky_relu",
 }
+_USUAL_BATCH = 16
 _DEFAULTS: dict[str, list[float]] = {"hardtanh": [-1.0, 1.0], "leaky_relu": [0.01]}
 # Ops whose result is a tensor of its own, so that a convolution may add into it.
 _FRESH = (ops.gather.default, ops.gather_superimpose.default, aten.conv2d.default, aten.addcmul.default)
@@ -40,21 +42,27 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-def lower(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph module with its convolutions lowered; weights that aren't convolved are shared."""
+def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]]) -> fx.GraphModule:
+    """A copy of a graph module with its convolutions lowered; weights that aren't convolved are shared.
+
+    Args:
+        module: Front or tail.
+        extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight layout
+            by the size; a convolution that is not named reads its whole input.
+    """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, val_map={}))
     lowered = fx.GraphModule(module, graph, module.__class__.__name__)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.conv2d.default:
-            _lower_conv(lowered, node)
+            _lower_conv(lowered, node, extents.get(node.name, node.meta["input_sizes"][0]))
     graph.eliminate_dead_code()
     graph.lint()
     lowered.recompile()
     return lowered
 
 
-def _lower_conv(module: fx.GraphModule, conv: fx.Node) -> None:
+def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int]) -> None:
     image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
     value = _tensor(module, weight)
     if value is None or (bias is not None and _tensor(module, bias) is None):
@@ -64,7 +72,7 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node) -> None:
     activation = _sole_user(last)
     attr, scalars = _activation(activation)
     last = activation if attr != "none" and activation is not None else last
-    packed = _pack(module, conv, value, (padding, stride, dilation, groups))
+    packed = _pack(module, conv, value, sizes, (padding, stride, dilation, groups))
     with module.graph.inserting_before(last):
         geometry = (packed, bias, padding, stride, dilation, groups)
         if other is not None:
@@ -129,10 +137,12 @@ def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     return (add, other) if fresh and whole else (None, None)
 
 
-def _pack(module: fx.GraphModule, conv: fx.Node, weight: Tensor, geometry: tuple[Any, ...]) -> fx.Node:
+def _pack(
+    module: fx.GraphModule, conv: fx.Node, weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]
+) -> fx.Node:
     padding, stride, dilation, groups = geometry
     name = f"packed_{conv.name}"
-    size = [16, weight.shape[1] * groups, 16 + weight.shape[2] * dilation[0], 16 + weight.shape[3] * dilation[1]]
+    size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
     packed = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
     module.register_buffer(name, packed, persistent=False)
     with module.graph.inserting_before(conv):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -19,7 +18,7 @@ from kcompile.runtime.executor import Executor
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.queries import check_base_index, check_images, check_positions, patch_source
-from kcompile.runtime.scheduler import patch_regions
+from kcompile.runtime.scheduler import centre, geometry, patch_regions
 
 
 class IncrementalModule(nn.Module):
@@ -144,11 +143,8 @@ class IncrementalModule(nn.Module):
 
     def work_share(self) -> float:
         """Estimated multiply-adds of one query, as a share of a full inference's."""
-        regions, full = self.plan.regions, max(self.plan.full_macs(), 1)
-        centre = np.array(
-            [[(size - patch) // 2 for size, patch in zip(regions[0].shape, self.plan.patch_shape, strict=True)]]
-        )
-        boxes = evaluate(regions, patch_regions(centre, self.plan.patch_shape))
+        full = max(self.plan.full_macs(), 1)
+        boxes = evaluate(self.plan.regions, patch_regions(centre(self.plan), self.plan.patch_shape))
         cells = [float(box.cells[0]) for box in boxes]
         macs = sum(c * w for c, w in zip(cells, self.plan.cell_macs(), strict=True)) + self.plan.dense_macs()
         return min(macs / full, 1.0)
@@ -156,8 +152,10 @@ class IncrementalModule(nn.Module):
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
         if self._executor is None:
-            fused = available(self._like.dtype, self._like.device)
-            front, tail = (lower(part) if fused else part for part in (self.front, self.tail))
+            front, tail = self.front, self.tail
+            if available(self._like.dtype, self._like.device):
+                usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
+                front, tail = lower(front, {name: where.extent for name, where in usual.items()}), lower(tail, {})
             self._executor = Executor(self.plan, front, tail)
         return self._executor
 

@@ -40,6 +40,12 @@ def patch_regions(positions: IntArray, sizes: Sequence[int]) -> Region:
     return Region.of(*(Interval.of(low, low + size) for low, size in zip(positions.T, sizes, strict=True)))
 
 
+def centre(plan: Plan) -> IntArray:
+    """The position [1, axes] that centres a full-sized patch on the image."""
+    sizes = zip(plan.input_shape[1:], plan.patch_shape, strict=True)
+    return np.array([[(size - patch) // 2 for size, patch in sizes]], dtype=np.int64)
+
+
 def geometry(plan: Plan, positions: IntArray, sizes: Sequence[int]) -> dict[str, Geometry]:
     """The geometry of every read of a plan for one batch of positions."""
     regions = evaluate(plan.regions, patch_regions(positions, sizes))

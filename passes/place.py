@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
 
 from kcompile.core.errors import UnsupportedOpError
 from kcompile.core.plan import Placement
@@ -70,9 +70,12 @@ def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
                     f"{node.name} ({info.record.op}) in module {info.module or '(root)'}: {info.answer.reason}\n"
                     f"  {info.line}\nPass on_unsupported='dense' to compute it (and all that follows) in full."
                 )
-        before = next((arg for arg in node.all_input_nodes if arg in forced), None)
+        dense = [arg for arg in node.all_input_nodes if arg in forced]
+        before = next((arg for arg in dense if not isinstance(arg.meta.get("val"), (int, SymInt))), None)
         if before is not None:
             forced[node] = f"it follows {_origin(before, forced)}, which is dense"
+        elif dense and node not in forced:
+            forced[node] = "it computes with the batch's size"
         elif info.region is None and node not in forced:
             forced[node] = "an input of it has no region"
     return forced

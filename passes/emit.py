@@ -158,11 +158,11 @@ class _Emitter:
 
     def _read(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
         """Gather a window and superimpose the patch tensor."""
-        channels = self.planned.plan.base(read.base).shape[:1]
+        shape = self.planned.plan.base(read.base).shape
         base = self._input(f"base_{read.base}")
         origins, extent = self._input(f"{read.name}_origins"), self._input(f"{read.name}_extent")
         window = self.front_graph.call_function(ops.gather.default, (base, origins, extent), name=f"gather_{read.name}")
-        window.meta.update(read=read, rule=rule, channels=channels)
+        window.meta.update(read=read, rule=rule, shape=shape)
         if read.patch is None:
             return window
         assert patch is not None
@@ -170,7 +170,7 @@ class _Emitter:
         laid = self.front_graph.call_function(
             ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}"
         )
-        laid.meta.update(read=read, rule=rule, channels=channels)
+        laid.meta.update(read=read, rule=rule, shape=shape)
         return laid
 
     def _input(self, name: str) -> fx.Node:
@@ -192,7 +192,7 @@ class _Emitter:
         new.meta = {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
         new.meta["rule"] = rule
         if isinstance(old.meta.get("val"), Tensor):
-            new.meta["channels"] = old.meta["val"].shape[1:2]
+            new.meta["shape"] = tuple(old.meta["val"].shape[1:])
             new.meta["input_sizes"] = [tuple(arg.meta["val"].shape[2:]) for arg in tensor_inputs(old)]
 
 

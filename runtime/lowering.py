@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-ops = torch.ops.kcompile
 mkldnn = torch.ops.mkldnn
 
 # What a convolution can end with: oneDNN's name and the op's arguments that become its scalars.
@@ -29,7 +28,13 @@ _ACTIVATIONS: dict[Any, str] = {
 _USUAL_BATCH = 16
 _DEFAULTS: dict[str, list[float]] = {"hardtanh": [-1.0, 1.0], "leaky_relu": [0.01]}
 # Ops whose result is a tensor of its own, so that a convolution may add into it.
-_FRESH = (ops.gather.default, ops.gather_superimpose.default, aten.conv2d.default, aten.addcmul.default)
+_FRESH = {
+    "kcompile.gather.default",
+    "kcompile.gather_superimpose.default",
+    "aten.conv2d.default",
+    "mkldnn._convolution_pointwise.default",
+    "mkldnn._convolution_pointwise_.binary",
+}
 
 
 def available(dtype: torch.dtype, device: torch.device) -> bool:
@@ -37,7 +42,7 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     return (
         dtype is torch.float32
         and device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()
         and hasattr(mkldnn, "_convolution_pointwise")
     )
 
@@ -47,8 +52,8 @@ def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]]) -> fx.Gr
 
     Args:
         module: Front or tail.
-        extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight layout
-            by the size; a convolution that is not named reads its whole input.
+        extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight
+            layout by the size; a convolution that is not named reads its whole input.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, val_map={}))
@@ -92,8 +97,9 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int]) -> 
 
 
 def _arguments(conv: fx.Node) -> list[Any]:
-    defaults = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
-    image, weight, bias, stride, padding, dilation, groups = [*conv.args, *defaults[len(conv.args) :]]
+    defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
+    given: list[Any] = [*conv.args, *defaults[len(conv.args) :]]
+    image, weight, bias, stride, padding, dilation, groups = given
     return [image, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups]
 
 
@@ -132,9 +138,9 @@ def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     other = add.args[1] if add.args[0] is conv else add.args[0]
     if not isinstance(other, fx.Node) or other is conv or len(other.users) > 1:
         return None, None
-    fresh = other.target in _FRESH and other.meta.get("channels") == conv.meta.get("channels")
+    same = other.meta.get("shape") == conv.meta.get("shape") is not None  # else one of them is broadcast
     whole = "read" not in other.meta or other.meta["read"].maps_are_identities
-    return (add, other) if fresh and whole else (None, None)
+    return (add, other) if str(other.target) in _FRESH and same and whole else (None, None)
 
 
 def _pack(

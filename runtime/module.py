@@ -62,7 +62,7 @@ class IncrementalModule(nn.Module):
         """What the original model returns."""
         return self.model(*args, **kwargs)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def materialize(self, image: Tensor) -> Any:
         """Run the model once on base images and keep what queries will read.
 
@@ -84,7 +84,7 @@ class IncrementalModule(nn.Module):
         self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
         return self.base_output
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_patches(self, patches: Any, positions: Any, *, base_index: Any = None) -> Any:
         """The model's output for patched copies of the base images, without building them.
 
@@ -115,6 +115,7 @@ class IncrementalModule(nn.Module):
             results = [out.new_empty((0, *out.shape[1:])) for out in reached]
         return self.restore(results)
 
+    @torch.no_grad()  # a decorated generator is in this mode only while it runs, not while its consumer does
     def stream_patches(
         self, patches: Any, positions: Any, *, base_index: Any = None
     ) -> Iterator[tuple[IntArray, tuple[Tensor, ...], int]]:
@@ -126,9 +127,8 @@ class IncrementalModule(nn.Module):
         source, sizes = patch_source(patches, self.plan, count, self._like)
         where = check_positions(positions, self.plan, sizes)
         bases = check_base_index(base_index, len(where), self._store.count)
-        with torch.inference_mode():
-            for rows, outputs in self.executor().stream(self._store, source, where, bases):
-                yield rows, outputs, count
+        for rows, outputs in self.executor().stream(self._store, source, where, bases):
+            yield rows, outputs, count
 
     def restore(self, results: Sequence[Tensor]) -> Any:
         """Put the tail's flat results into the structure that the model returns."""
@@ -172,7 +172,13 @@ class IncrementalModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
-        dropped = {"_executor": None, "_store": None, "base_output": None, "_flat_base": [], "recompile": None}
+        dropped: dict[str, Any] = {
+            "_executor": None,
+            "_store": None,
+            "base_output": None,
+            "_flat_base": [],
+            "recompile": None,
+        }
         return {**self.__dict__, **dropped}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,5 +125,5 @@ def _check_kind(value: Tensor, what: str, like: Tensor) -> None:
         raise InputError(f"the {what} is on {value.device}; the module is on {like.device}")
 
 
-def _size(sizes: Sequence[int]) -> str:
+def _size(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import fx, nn
 
-from kcompile.api import _example, _image_shape, _patch_shape
+from kcompile.api import example_batch, image_shape, patch_size
 from kcompile.core.errors import InputError
 from kcompile.core.plan import Placement
 from kcompile.core.region import Region
@@ -54,15 +54,15 @@ def analyze(
     elif input_shape is None:
         raise InputError("input_shape is missing; give (B, C, H, W) or (C, H, W) for a model that is not compiled yet")
     else:
-        image, patch = _image_shape(input_shape), (16,) * (len(_image_shape(input_shape)) - 1)
-    image = image if input_shape is None else _image_shape(input_shape)
-    patch = _patch_shape(patch if patch_shape is None else patch_shape, image)
+        image, patch = image_shape(input_shape), (16,) * (len(image_shape(input_shape)) - 1)
+    image = image if input_shape is None else image_shape(input_shape)
+    patch = patch_size(patch if patch_shape is None else patch_shape, image)
     return measure(_graph(model, image), image, patch, stride)
 
 
 def trace(model: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:
     """The canonical graph of a model for images (C, *S); it serves `measure` for any patch size."""
-    return run_passes(capture(model, _example(model, image)).module, PASSES).module
+    return run_passes(capture(model, example_batch(model, image)).module, PASSES).module
 
 
 def _graph(model: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:

@@ -41,10 +41,10 @@ def incrementalize(
     """
     if on_unsupported not in ("dense", "error"):
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
-    image = _image_shape(input_shape)
-    patch = _patch_shape(patch_shape, image)
+    image = image_shape(input_shape)
+    patch = patch_size(patch_shape, image)
     check_mode(model)
-    example = _example(model, image)
+    example = example_batch(model, image)
     _check_rows(model, example)
 
     def compile_now() -> IncrementalModule:
@@ -57,7 +57,8 @@ def incrementalize(
     return inc
 
 
-def _image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+def image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """(C, H, W) of an input shape with or without batch; InputError otherwise."""
     shape = tuple(int(size) for size in input_shape)
     image = shape[1:] if len(shape) == 4 else shape
     if len(image) != 3 or min(image) < 1:
@@ -65,7 +66,8 @@ def _image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     return image
 
 
-def _patch_shape(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tuple[int, ...]:
+def patch_size(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tuple[int, ...]:
+    """Patch size per axis, in pixels; InputError if it does not fit the (C, H, W) image."""
     axes = len(image) - 1
     patch = (patch_shape,) * axes if isinstance(patch_shape, int) else tuple(int(size) for size in patch_shape)
     if len(patch) != axes or min(patch) < 1 or any(p > s for p, s in zip(patch, image[1:], strict=True)):
@@ -73,7 +75,7 @@ def _patch_shape(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tu
     return patch
 
 
-def _example(model: nn.Module, image: tuple[int, ...]) -> Tensor:
+def example_batch(model: nn.Module, image: tuple[int, ...]) -> Tensor:
     """A batch of two noise images of the model's own type and device."""
     weight = next((p for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kcompile.core.errors import InputError, ModelModeError
 from kcompile.passes.capture import check_mode
@@ -34,7 +35,7 @@ def incrementalize(
         A module with the model's own call, `materialize` and `forward_patches`.
 
     Raises:
-        InputError: Bad shapes.
+        InputError: Bad shapes, or the model does not run on such images.
         ModelModeError: The model is in training mode, or its rows influence one another.
         CaptureError: The model can't be traced.
         UnsupportedOpError: Under ``on_unsupported="error"``.
@@ -86,8 +87,11 @@ def _check_rows(model: nn.Module, example: Tensor) -> None:
     """Refuse models in which one row of a batch changes another: NaN in row 0 must leave row 1 clean."""
     probe = example.clone()
     probe[0] = float("nan")
-    with torch.inference_mode():
-        leaves = torch.utils._pytree.tree_leaves(model(probe))
+    try:
+        with torch.no_grad():
+            leaves = tree_leaves(model(probe))
+    except Exception as error:
+        raise InputError(f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}") from error
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 2 and bool(leaf[1].isnan().any()):
             raise ModelModeError(

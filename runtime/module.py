@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from kcompile.core.errors import NotMaterializedError, StaleWeightsError
+from kcompile.core.errors import ModelModeError, NotMaterializedError, StaleWeightsError
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
@@ -57,6 +57,7 @@ class IncrementalModule(nn.Module):
         self._flat_base: list[Any] = []
         self._executor: Executor | None = None
         self._weights = Fingerprint(self.model)
+        self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original model returns."""
@@ -167,6 +168,8 @@ class IncrementalModule(nn.Module):
         self.__dict__.update({**fresh.__dict__, "recompile": self.recompile})
 
     def _check_weights(self) -> None:
+        if self.training:
+            raise ModelModeError("the module is in training mode, but was compiled for inference: call inc.eval()")
         if not self._weights.matches(self.model):
             raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
 

@@ -126,7 +126,8 @@ def changed_share(layer: nn.Module, inside: nn.Module, image: int, patch: int, s
     with torch.no_grad():
         inside(base), inside(patched)
     handle.remove()
-    return float((seen[1] != seen[0]).any(dim=1).double().mean())
+    change = (seen[1] - seen[0]).abs()
+    return float((change > 1e-9 * change.max()).any(dim=1).double().mean())  # rounding depends on the batch
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(3, 1), (5, 2), (19, 1)])

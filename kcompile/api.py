@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -44,17 +45,19 @@ def incrementalize(
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
     image = image_shape(input_shape)
     patch = patch_size(patch_shape, image)
+    return _compile(image, patch, on_unsupported, model)
+
+
+def _compile(
+    image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, model: nn.Module
+) -> IncrementalModule:
     check_mode(model)
     example = example_batch(model, image)
     _check_rows(model, example)
-
-    def compile_now() -> IncrementalModule:
-        done = compile_model(model, example, patch, on_unsupported=on_unsupported)
-        graphs = (done.materialize, done.front, done.tail)
-        return IncrementalModule(model, done.plan, graphs, done.outputs, done.out_spec, done.activations, example)
-
-    inc = compile_now()
-    inc.recompile = compile_now
+    done = compile_model(model, example, patch, on_unsupported=on_unsupported)
+    graphs = (done.materialize, done.front, done.tail)
+    inc = IncrementalModule(model, done.plan, graphs, done.outputs, done.out_spec, done.activations, example)
+    inc.recompile = partial(_compile, image, patch, on_unsupported)
     return inc
 
 

@@ -17,8 +17,11 @@ from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.executor import Executor
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.lowering import available, lower
+from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.queries import check_base_index, check_images, check_positions, patch_source
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
+
+_GRAPHS = ("materializer", "front", "tail")
 
 
 class IncrementalModule(nn.Module):
@@ -51,7 +54,7 @@ class IncrementalModule(nn.Module):
         self.activations = tuple(activations)
         self._outputs, self._out_spec = tuple(outputs), out_spec
         self.register_buffer("_like", like.new_empty(0), persistent=False)
-        self.recompile: Callable[[], IncrementalModule] | None = None
+        self.recompile: Callable[[nn.Module], IncrementalModule] | None = None
         self.base_output: Any = None
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
@@ -77,8 +80,8 @@ class IncrementalModule(nn.Module):
             InputError: Wrong shape, type or device.
             StaleWeightsError: The weights changed after compilation.
         """
-        batch = check_images(image, self.plan, self._like)
         self._check_weights()
+        batch = check_images(image, self.plan, self._like)
         flat, sources = self.materializer(batch.contiguous(memory_format=torch.channels_last))
         self._store = BaseStore.fill(self.plan, sources, len(batch))
         self._flat_base = list(flat)
@@ -164,8 +167,7 @@ class IncrementalModule(nn.Module):
         """Compile again after the model's weights changed; drops the base images."""
         if self.recompile is None:
             raise StaleWeightsError("this module holds no model to compile again")
-        fresh = self.recompile()
-        self.__dict__.update({**fresh.__dict__, "recompile": self.recompile})
+        self.__dict__.update(self.recompile(self.model).__dict__)
 
     def _check_weights(self) -> None:
         if self.training:
@@ -175,18 +177,24 @@ class IncrementalModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
-        dropped: dict[str, Any] = {
-            "_executor": None,
-            "_store": None,
-            "base_output": None,
-            "_flat_base": [],
-            "recompile": None,
-        }
-        return {**self.__dict__, **dropped}
+        dropped: dict[str, Any] = {"_executor": None, "_store": None, "base_output": None, "_flat_base": []}
+        notes = {part: take_notes(getattr(self, part)) for part in _GRAPHS}
+        return {**self.__dict__, **dropped, "_notes": notes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        notes = state.pop("_notes")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for part, of_calls in notes.items():
+            restore_notes(getattr(self, part), of_calls)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
-        """Moves and casts keep the plan; base images are dropped."""
+        """Moves keep the plan, casts compile again (folded weights would keep the old rounding); bases are dropped."""
+        current, dtype = self._weights.matches(self.model), self._like.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._weights = Fingerprint(self.model)
         self._store, self._executor, self.base_output, self._flat_base = None, None, None, []
+        if self._like.dtype != dtype and self.recompile is not None:
+            self.refresh()
+        elif current:
+            self._weights = Fingerprint(self.model)
         return self

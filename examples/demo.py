@@ -51,7 +51,7 @@ def measure(loaded: LoadedModel, image: Tensor, patch: int, stride: int) -> Expe
     compiled = time.perf_counter() - start
     heat = kcompile.occlusion(inc, image, stride=stride, value=FILL, progress=progress)
     if not heat.complete:
-        sys.exit("interrupted: nothing written")
+        raise KeyboardInterrupt
     positions = heat.positions.reshape(-1, 2)
     fill = torch.full((image.shape[0],), FILL)
     full = infer_in_full(inc, image, fill, positions, heat.patch_shape, progress=progress)
@@ -100,6 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         done = measure(loaded, image, options.patch, options.stride)
     except kcompile.KCompileError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing written")
     mask = shipped_mask(options.image) if options.model == OWN_MODEL else None
     report(done, loaded, options.image, mask)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,7 @@ def _show(heat: Heatmap, loaded: LoadedModel, request: Request) -> None:
     rows, cols = heat.scores.shape
     done = int((~torch.from_numpy(heat.scores).isnan()).sum())
     patch, stride = ("x".join(map(str, size)) for size in (heat.patch_shape, request.stride))
-    _line("class", f"{loaded.name(heat.target)}, {request.score} {heat.base_score:.4f}")
+    _line("prediction", f"{loaded.name(heat.target)}, {request.score} {heat.base_score:.4f}")
     _line("positions", f"{rows * cols} ({rows} rows, {cols} columns), patch {patch}, stride {stride}")
     _line("seconds", f"{heat.seconds:.2f}, or {1e3 * heat.seconds / max(done, 1):.1f} ms per position")
     if not heat.complete:
@@ -144,8 +144,9 @@ def _compare(inc: IncrementalModule, heat: Heatmap, image: Tensor, fill: Tensor,
     error, scale = float(abs(full.scores - quick).max()), max(1.0, float(abs(full.scores).max()))
     same = error <= TOLERANCE * scale
     each, whole = full.seconds / len(positions), heat.seconds / max(int((heat.scores == heat.scores).sum()), 1)
-    _line("compare", f"{len(positions)} positions against full inference: largest difference {error:.1e}"
-                     f"{'' if same else f', MORE than {TOLERANCE * scale:.0e}'}")  # fmt: skip
+    change, verdict = float(abs(full.scores - heat.base_scores).max()), "equal" if same else "DIFFERENT"
+    _line("compare", f"{verdict}: {len(positions)} positions against full inference, largest difference {error:.1e}")
+    _line("", f"(the patch changes these scores by up to {change:.1e}; allowed is {TOLERANCE * scale:.0e})")
     _line("", f"full inference {1e3 * each:.1f} ms per position: {each / whole:.2f} times the incremental one")
     return same
 

@@ -52,8 +52,8 @@ class LoadedModel:
         return self.input_shape[0]
 
     def name(self, target: int) -> str:
-        """A class's number and name, if it has one."""
-        return f"{target}, {self.categories[target]}" if target < len(self.categories) else str(target)
+        """A class's name, if it has one, and its number."""
+        return f"{self.categories[target]} ({target})" if target < len(self.categories) else f"class {target}"
 
 
 def load_model(
@@ -71,13 +71,11 @@ def load_model(
         num_classes: Of a file's model; default: from the size of the file's last layer.
 
     Raises:
-        InputError: Unknown model or weights, no download, a file that doesn't fit, or a size that the model can't take.
+        InputError: Unknown model or weights, no download, or a file that doesn't fit.
     """
     if size is not None and size < 1:
         raise InputError(f"size is {size}; allowed are integers of at least 1")
-    loaded = _own(name, weights, size) if ":" in name else _torchvision(name, weights, size, num_classes)
-    _try(loaded, name)
-    return loaded
+    return _own(name, weights, size) if ":" in name else _torchvision(name, weights, size, num_classes)
 
 
 def _torchvision(name: str, weights: str, size: int | None, num_classes: int | None) -> LoadedModel:
@@ -158,14 +156,3 @@ def _standard(side: int, channels: int, own: Callable[[Tensor], Tensor] | None) 
 
     how = "the model's own preprocess function" if own else "ImageNet's mean and standard deviation"
     return prepare, f"shorter side to {side} pixels, centre crop, {how}"
-
-
-def _try(loaded: LoadedModel, name: str) -> None:
-    """Run once, so that a size that the model can't take is told in one line."""
-    try:
-        with torch.inference_mode():
-            loaded.model(torch.zeros(1, *loaded.input_shape))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        shape = " x ".join(map(str, loaded.input_shape))
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise InputError(f"{name} can't infer a {shape} image: {reason}") from error

@@ -33,7 +33,7 @@ def named_weights(name: str, weights: str) -> Any:
     if weights in known.__members__:
         return known[weights]
     if not Path(weights).is_file():
-        names = ", ".join(["DEFAULT", *known.__members__, "none"])
+        names = ", ".join(["DEFAULT", *(entry.name for entry in known), "none"])
         raise InputError(f"weights are {weights!r}; for {name} allowed are {names} or an existing file")
     return None
 

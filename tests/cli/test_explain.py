@@ -1,0 +1,161 @@
+"""`kcompile explain`, as a user runs it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.lesions.network import load_pretrained, preprocess
+from kcompile import Heatmap, IncrementalModule
+from tests.cli.conftest import LESIONS, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--model", LESIONS, "--size", 64, "--stride", 16)
+
+
+def test_the_map_is_that_of_a_loop_over_patched_copies(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run("explain", picture, *QUICK, "--patch", "16,8", "--stride", "16,12", "--value", "0.5,0,-1")
+    assert result.exit_code == 0, result.output
+    with Image.open(picture) as file:
+        pixels = np.asarray(file)[:, 8:72].transpose(2, 0, 1) / 255  # centre crop
+    image, model = preprocess(pixels), load_pretrained()
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    assert heat.scores.shape == (4, 5)
+    for (row, col), scores in zip(heat.positions.reshape(-1, 2), heat.all_scores.reshape(-1, 4), strict=True):
+        copy = image.clone()
+        copy[:, row : row + 16, col : col + 8] = torch.tensor([0.5, 0.0, -1.0])[:, None, None]
+        with torch.inference_mode():
+            np.testing.assert_allclose(scores, model(copy[None]).softmax(1)[0], atol=1e-5)
+    with Image.open(tmp_path / "heat.png") as overlay:
+        assert overlay.size == (1164, 564)
+
+
+def test_what_is_printed(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run("explain", picture, *QUICK, "--target", "Fluid", "--roi", "8,0,64,64", "--compare", 5)
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if not line.startswith(" "))
+    assert lines["model"].startswith(f"{LESIONS}, its own weights")
+    assert "the model's own preprocess function" in lines["picture"]
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    assert lines["prediction"] == f"fluid (2), probability {heat.base_score:.4f}"
+    assert lines["positions"] == "12 (3 rows, 4 columns), patch 16x16, stride 16x16"
+    assert lines["compare"].startswith("equal: 5 positions against full inference, largest difference")
+    assert "(the patch changes these scores by up to" in result.stdout
+    assert lines["wrote"] == f"{tmp_path / 'heat.png'} and {tmp_path / 'heat.npz'}"
+
+
+def test_a_torchvision_model_without_weights(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run(
+        "explain", picture, "-m", "resnet18", "-w", "none", "--size", 64, "-s", 24, "--score", "logit", "--compare", 9,
+        "--value", "mean", "--threads", torch.get_num_threads(),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "random weights" in result.stdout
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    assert heat.score == "logit"
+    assert heat.all_scores.shape == (3, 3, 1000)
+
+
+def test_a_wrong_map_is_found_by_the_comparison(run: Run, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = IncrementalModule.stream_patches
+
+    def shifted(self: IncrementalModule, patches: Any, positions: Any, **rest: Any) -> Iterator[Any]:
+        yield from stream(self, patches, np.maximum(np.asarray(positions) - 1, 0), **rest)
+
+    monkeypatch.setattr(IncrementalModule, "stream_patches", shifted)
+    result = run("explain", picture, *QUICK, "--compare", 9)
+    assert result.exit_code == 1, result.output
+    assert "DIFFERENT: 9 positions" in result.stdout
+
+
+def test_an_interrupted_map_is_written(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = IncrementalModule.stream_patches
+
+    def interrupted(self: IncrementalModule, patches: Any, positions: Any, **rest: Any) -> Iterator[Any]:
+        rows, outputs, total = next(stream(self, patches, positions, **rest))
+        yield rows[:20], tuple(part[:20] for part in outputs), total
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IncrementalModule, "stream_patches", interrupted)
+    result = run("explain", picture, *QUICK, "--stride", 4, "--compare", 3)
+    assert result.exit_code == 130, result.output
+    assert "20 of 169 positions are done; the map is partial" in result.stdout
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    assert not heat.complete
+    assert np.isfinite(heat.scores).sum() == 20
+    assert (tmp_path / "heat.png").exists()
+
+
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    scan = ROOT / "examples/lesions/fluid.png"
+    command = [sys.executable, "-m", "kcompile", "explain", scan, "-m", LESIONS, "-s", "1", "--npz", tmp_path / "h.npz"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "h.png"], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("picture"):
+            assert process.poll() is None
+        time.sleep(3)  # 43,681 positions take minutes
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130, rest
+    assert "the map is partial" in rest
+    assert Heatmap.load(tmp_path / "h.npz").scores.shape == (209, 209)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--patch", "65"], "patch_shape is (65, 65); allowed are 1 … (64, 64)"),
+        (["--size", "16"], "the model does not run on images of shape (3, 16, 16)"),
+        (["--patch", "big"], "--patch is 'big'; allowed are 1 or 2 integers"),
+        (["--stride", "0"], "stride is (0, 0); allowed are integers of at least 1"),
+        (["--roi", "0,0,8,8"], "roi is (0, 0, 8, 8): smaller than the 16x16 patch"),
+        (["--roi", "0,0,64"], "--roi is '0,0,64'; allowed are 4 integers"),
+        (["--target", "4"], "target is 4; the model has classes 0 … 3"),
+        (["--target", "fluids"], "there is no class 'fluids': did you mean fluid?"),
+        (["--value", "1,2"], "--value is '1,2'; allowed are mean, one number, or 3 with commas"),
+        (["--out", "heat.gif"], "--out is heat.gif; allowed is a name that ends in .png"),
+        (["--npz", "heat"], "--npz is heat; allowed is a name that ends in .npz"),
+        (["--weights", "nowhere.pt"], "there is no file of weights nowhere.pt"),
+        (["--model", "resnet19"], "torchvision has no classification model 'resnet19': did you mean resnet18"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(
+    options: list[str], message: str, run: Run, picture: Path, tmp_path: Path
+) -> None:
+    result = run("explain", picture, *QUICK, "--out", tmp_path / "h.png", "--npz", tmp_path / "h.npz", *options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("h.*"))
+
+
+def test_the_picture_is_not_overwritten(run: Run, picture: Path, tmp_path: Path) -> None:
+    before = picture.read_bytes()
+    result = run("explain", picture, *QUICK, "--out", picture, "--npz", tmp_path / "h.npz")
+    assert result.exit_code == 2
+    assert "would be overwritten" in result.stderr
+    assert picture.read_bytes() == before
+
+
+def test_files_go_into_new_folders(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run("explain", picture, *QUICK, "--out", tmp_path / "new/a.png", "--npz", tmp_path / "other/b.npz")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new/a.png").exists()
+    assert (tmp_path / "other/b.npz").exists()
+    result = run("explain", picture, *QUICK, "--out", picture / "a.png", "--npz", tmp_path / "b.npz")
+    assert result.exit_code == 2
+    assert "can't make the folder" in result.stderr

@@ -18,7 +18,7 @@ from kcompile.runtime.executor import Executor
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.notes import restore_notes, take_notes
-from kcompile.runtime.queries import check_base_index, check_images, check_positions, patch_source
+from kcompile.runtime.queries import as_positions, check_base_index, check_images, check_positions, patch_source
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
 
 _GRAPHS = ("materializer", "front", "tail")
@@ -127,12 +127,12 @@ class IncrementalModule(nn.Module):
         if self._store is None:
             raise NotMaterializedError("no base image yet: call materialize(image) before forward_patches")
         self._check_weights()
-        count = len(positions)
-        source, sizes = patch_source(patches, self.plan, count, self._like)
-        where = check_positions(positions, self.plan, sizes)
+        where = as_positions(positions, len(self.plan.patch_shape))
+        source, sizes = patch_source(patches, self.plan, len(where), self._like)
+        check_positions(where, self.plan, sizes)
         bases = check_base_index(base_index, len(where), self._store.count)
         for rows, outputs in self.executor().stream(self._store, source, where, bases):
-            yield rows, outputs, count
+            yield rows, outputs, len(where)
 
     def restore(self, results: Sequence[Tensor]) -> Any:
         """Put the tail's flat results into the structure that the model returns."""

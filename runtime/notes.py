@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from torch import fx
 
-KEYS = ("rule", "read", "channels", "input_sizes")
+KEYS = ("rule", "read", "shape", "input_sizes")
 
 Notes: TypeAlias = list[tuple[str, dict[str, Any]]]
 

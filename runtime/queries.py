@@ -24,7 +24,7 @@ def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
     if not isinstance(images, Tensor):
         raise InputError(f"the image must be a torch.Tensor, got {type(images).__name__}")
     batch = images.unsqueeze(0) if images.dim() == len(plan.input_shape) else images
-    if tuple(batch.shape[1:]) != plan.input_shape or batch.dim() != len(plan.input_shape) + 1:
+    if tuple(batch.shape[1:]) != plan.input_shape or not len(batch):
         raise InputError(
             f"the image has shape {tuple(images.shape)}; this module was compiled for {plan.input_shape} "
             f"(or a batch [B, {', '.join(map(str, plan.input_shape))}])"
@@ -35,20 +35,31 @@ def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
     return batch
 
 
-def check_positions(positions: Any, plan: Plan, sizes: Sequence[int]) -> IntArray:
+def as_positions(positions: Any, axes: int) -> IntArray:
     """Positions as an int64 array [N, axes].
 
     Raises:
-        PositionError: Wrong type or shape, or a patch that lies wholly outside the image.
+        PositionError: Wrong type or shape.
     """
-    array = positions.detach().cpu().numpy() if isinstance(positions, Tensor) else np.asarray(positions)
-    axes = len(plan.patch_shape)
-    if array.size == 0:
+    try:
+        array = positions.detach().cpu().numpy() if isinstance(positions, Tensor) else np.asarray(positions)
+    except ValueError as error:
+        raise PositionError(f"positions must have shape [N, {axes}]: {error}") from error
+    if array.size == 0 and array.ndim:
         return np.zeros((0, axes), dtype=np.int64)
     if not np.issubdtype(array.dtype, np.integer):
         raise PositionError(f"positions must be integers (row, col), got {array.dtype}")
     if array.ndim != 2 or array.shape[1] != axes:
         raise PositionError(f"positions must have shape [N, {axes}], got {tuple(array.shape)}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def check_positions(array: IntArray, plan: Plan, sizes: Sequence[int]) -> None:
+    """Check that every patch of some size touches the image.
+
+    Raises:
+        PositionError: One lies wholly outside.
+    """
     image, patch = np.asarray(plan.input_shape[1:]), np.asarray(sizes)
     outside = ((array <= -patch) | (array >= image)).any(axis=1)
     if outside.any():
@@ -57,17 +68,16 @@ def check_positions(positions: Any, plan: Plan, sizes: Sequence[int]) -> IntArra
             f"position {tuple(array[first].tolist())} (index {first}) puts a {_size(sizes)} patch wholly outside the "
             f"{_size(image)} image; allowed are {tuple((1 - patch).tolist())} … {tuple((image - 1).tolist())}"
         )
-    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def check_base_index(base_index: Any, queries: int, bases: int) -> IntArray:
     """Which base each query is a copy of, as an int64 array [N]; None means base 0."""
-    if base_index is None:
+    if base_index is None or not queries:
         return np.zeros(queries, dtype=np.int64)
     array = np.asarray(base_index.cpu() if isinstance(base_index, Tensor) else base_index)
     if array.shape != (queries,) or not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"base_index must hold {queries} integers, got {array.dtype} of shape {array.shape}")
-    if queries and (array.min() < 0 or array.max() >= bases):
+    if array.min() < 0 or array.max() >= bases:
         raise InputError(f"base_index must lie in 0…{bases - 1}, got {array.min()}…{array.max()}")
     return array.astype(np.int64)
 

@@ -7,18 +7,18 @@ import torchvision
 from torch import nn
 
 SIZES = {"inception_v3": 299}
-_NO_INIT = {"inception_v3", "googlenet"}
+_WITH_AUX = {"inception_v3", "googlenet"}  # auxiliary heads are used in training alone
 
 
-def network(name: str) -> tuple[nn.Module, int]:
-    """A torchvision classifier in eval mode and its usual image size, in pixels.
+def network(name: str, size: int = 0) -> tuple[nn.Module, int]:
+    """A torchvision classifier in eval mode and its usual image size (or ``size``), in pixels.
 
     Batch-norm statistics are set from noise images, so that activations keep their scale and the patch has an effect.
     """
     torch.manual_seed(0)
-    extra = {"init_weights": False} if name in _NO_INIT else {}
+    extra = {"init_weights": False, "aux_logits": False} if name in _WITH_AUX else {}
     model = torchvision.models.get_model(name, weights=None, **extra)
-    size = SIZES.get(name, 224)
+    size = size or SIZES.get(name, 224)
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if norms:
         for norm in norms:

@@ -1,0 +1,132 @@
+"""Equivalence on a device: the ops against the CPU's, bit for bit, and whole networks against full inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
+from benchmarks.maps import IntArray
+from kcompile.cuda_ops import reference
+from kcompile.runtime.module import IncrementalModule
+
+ERROR = 1e-4  # of scale: the largest error allowed in float32
+CHANGE = 1e-3  # of scale: the least change that the patches must cause, else the check says nothing
+OPS = ("gather", "superimpose", "gather_superimpose")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far incremental inference is from full inference, as shares of scale = max|full output|."""
+
+    error: float
+    change: float
+
+    @property
+    def status(self) -> str:
+        """One of "ok", "FAIL" (too large an error, or NaN), "void" (the network did not react)."""
+        if not self.error <= ERROR:
+            return "FAIL"
+        return "ok" if self.change >= CHANGE else "void"
+
+
+def check_network(inc: IncrementalModule, model: nn.Module, device: torch.device, queries: int, seed: int) -> Verdict:
+    """Compare noise patches at corners, edges, sticking out and inside, on two base images, with full inference.
+
+    Args:
+        inc: The compiled model, on the device.
+        model: The model itself, on the device; returns one tensor.
+        device: Where to compute.
+        queries: How many random positions beside the special ones.
+        seed: For images, patches and positions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    plan = inc.plan
+    images = torch.randn(2, *plan.input_shape, generator=generator)
+    positions = special_positions(plan.input_shape[1:], plan.patch_shape, queries, np.random.default_rng(seed))
+    patches = 2 * torch.randn(len(positions), plan.input_shape[0], *plan.patch_shape, generator=generator)
+    bases = np.arange(len(positions)) % 2
+    copies = paste(images[torch.from_numpy(bases)], patches, positions)
+    with torch.inference_mode():
+        base = inc.materialize(images.to(device))
+        mine = inc.forward_patches(patches.to(device), positions, base_index=bases)
+        full = torch.cat([model(part.to(device)) for part in copies.split(16)])
+        scale = float(full.abs().max())
+        change = (full - base[torch.from_numpy(bases).to(device)]).abs().max()
+        return Verdict(float((mine - full).abs().max()) / scale, float(change) / scale)
+
+
+def special_positions(image: Any, patch: Any, queries: int, rng: np.random.Generator) -> IntArray:
+    """Corners, the same half out and but one pixel out, and random positions of which some stick out."""
+    axes = [
+        sorted({1 - p, -(p // 2), 0, size - p, size - p + p // 2, size - 1})
+        for size, p in zip(image, patch, strict=True)
+    ]
+    low, high = [1 - p for p in patch], list(image)
+    return np.concatenate([np.array(list(product(*axes))), rng.integers(low, high, (queries, len(axes)))])
+
+
+def paste(images: Tensor, patches: Tensor, positions: IntArray) -> Tensor:
+    """Patched copies of images [N, C, H, W]; patches [N, C, h, w] that stick out are cropped."""
+    height, width = patches.shape[2:]
+    canvas = F.pad(images, (width, width, height, height))
+    for row, (top, left) in enumerate((positions + patches.shape[2:]).tolist()):
+        canvas[row, :, top : top + height, left : left + width] = patches[row]
+    return canvas[:, :, height:-height, width:-width]
+
+
+def check_ops(device: torch.device, rounds: int, seed: int) -> list[dict[str, Any]]:
+    """Each op on random geometry: the device's kernel against the CPU's, or the CPU's against the reference."""
+    rows = []
+    for name, dtype, axes in product(OPS, DTYPES, (1, 2, 3)):
+        torch.manual_seed(seed)
+        wrong = sum(not _agree(name, _arguments(axes, dtype)[name], device) for _ in range(rounds))
+        rows.append(
+            {"op": name, "dtype": str(dtype).removeprefix("torch."), "axes": axes, "cases": rounds, "wrong": wrong}
+        )
+    return rows
+
+
+def _agree(name: str, given: tuple[Any, ...], device: torch.device) -> bool:
+    op: Callable[..., Tensor] = getattr(torch.ops.kcompile, name)
+    want = (getattr(reference, name) if device.type == "cpu" else op)(*given)
+    mine = op(*(arg.to(device) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in given))
+    channels_last = mine.movedim(1, -1).is_contiguous()
+    return channels_last and mine.device.type == device.type and _same_bits(mine.cpu(), want)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal, and NaN where the other is NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(0.5), b.nan_to_num(0.5))
+
+
+def _arguments(axes: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+    """Arguments of every op for one random geometry; patches stick out of their windows on all sides."""
+    queries, bases, channels = _integer(1, 40), _integer(1, 3), _integer(1, 70)
+    sizes = [_integer(3, 14) for _ in range(axes)]
+    extent = [_integer(1, size) for size in sizes]
+    patch = [_integer(1, e + 2) for e in extent]
+    starts = [torch.randint(size - e + 1, (queries,)) for size, e in zip(sizes, extent, strict=True)]
+    origins = torch.stack([torch.randint(bases, (queries,)), *starts], 1)
+    offsets = torch.stack([torch.randint(-p - 1, e + 2, (queries,)) for p, e in zip(patch, extent, strict=True)], 1)
+    base = torch.randn(bases, *sizes, channels).to(dtype)
+    base.view(-1)[::97], base.view(-1)[::89] = float("nan"), float("-inf")
+    over = torch.randn(queries, *patch, channels).to(dtype).movedim(-1, 1)
+    window = reference.gather(base, origins, extent)
+    return {
+        "gather": (base, origins, extent),
+        "superimpose": (window, over, offsets),
+        "gather_superimpose": (base, over, origins, offsets, extent),
+    }
+
+
+def _integer(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -43,6 +44,8 @@ def incrementalize(
     """
     if on_unsupported not in ("dense", "error"):
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     image = image_shape(input_shape)
     patch = patch_size(patch_shape, image)
     return _compile(image, patch, on_unsupported, model)
@@ -63,20 +66,27 @@ def _compile(
 
 def image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """(C, H, W) of an input shape with or without batch; InputError otherwise."""
-    shape = tuple(int(size) for size in input_shape)
+    shape = tuple(input_shape) if hasattr(input_shape, "__iter__") else (input_shape,)
     image = shape[1:] if len(shape) == 4 else shape
-    if len(image) != 3 or min(image) < 1:
+    if len(image) != 3 or not all(isinstance(size, Integral) and int(size) >= 1 for size in image):
         raise InputError(f"input_shape is {shape}; allowed are (B, C, H, W) and (C, H, W) with sizes of at least 1")
-    return image
+    return tuple(int(size) for size in image)
 
 
 def patch_size(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tuple[int, ...]:
     """Patch size per axis, in pixels; InputError if it does not fit the (C, H, W) image."""
-    axes = len(image) - 1
-    patch = (patch_shape,) * axes if isinstance(patch_shape, int) else tuple(int(size) for size in patch_shape)
-    if len(patch) != axes or min(patch) < 1 or any(p > s for p, s in zip(patch, image[1:], strict=True)):
+    patch = per_axis(patch_shape, len(image) - 1, "patch_shape")
+    if any(p > s for p, s in zip(patch, image[1:], strict=True)):
         raise InputError(f"patch_shape is {patch}; allowed are 1 … {image[1:]} pixels per axis of a {image[1:]} image")
     return patch
+
+
+def per_axis(value: int | Sequence[int], axes: int, what: str) -> tuple[int, ...]:
+    """One number for all axes, or one for each, as integers; InputError unless all are at least 1."""
+    values = tuple(value) if hasattr(value, "__iter__") else (value,) * axes
+    if len(values) != axes or not all(isinstance(v, Integral) and int(v) >= 1 for v in values):
+        raise InputError(f"{what} is {value}; allowed are integers of at least 1, one or one per axis (rows, cols)")
+    return tuple(int(v) for v in values)
 
 
 def example_batch(model: nn.Module, image: tuple[int, ...]) -> Tensor:

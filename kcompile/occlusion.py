@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kcompile.api import incrementalize
+from kcompile.api import incrementalize, per_axis
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.heatmap import Heatmap
@@ -58,12 +59,12 @@ def occlusion(
     patch = _size(patch_shape, inc)
     positions = grid(inc.plan.input_shape[1:], patch, stride, roi)
     flat = positions.reshape(-1, 2)
-    filled = _fill(value, image, patch, inc)
     activation = _activation(inc, output)
     began = time.perf_counter()
     base = scores(select(inc.materialize(image), output), score, activation)[0].float().cpu().numpy()
     full = time.perf_counter() - began
     chosen = _target(target, base)
+    filled = _fill(value, image, patch, inc)
     values = np.full((len(flat), base.size), np.nan, dtype=np.float32)
     with tqdm(total=len(flat), disable=not progress, unit="position", desc=_estimate(inc, len(flat), full)) as bar:
         try:
@@ -92,11 +93,10 @@ def grid(
     Raises:
         InputError: A stride below 1, or a roi outside the image or smaller than the patch.
     """
-    steps = (stride, stride) if isinstance(stride, int) else tuple(stride)
-    if len(steps) != 2 or min(steps) < 1:
-        raise InputError(f"stride is {stride}; allowed are integers of at least 1, one or two (rows, cols)")
-    top, left, bottom, right = roi if roi is not None else (0, 0, *image)
-    if not (0 <= top < bottom <= image[0] and 0 <= left < right <= image[1]):
+    steps = per_axis(stride, 2, "stride")
+    top, left, bottom, right = roi if roi is not None and len(roi) == 4 else (0, 0, *image)
+    valid = roi is None or (len(roi) == 4 and all(isinstance(edge, Integral) for edge in roi))
+    if not (valid and 0 <= top < bottom <= image[0] and 0 <= left < right <= image[1]):
         raise InputError(f"roi is {roi}; allowed is (top, left, bottom, right) inside (0, 0, {image[0]}, {image[1]})")
     if bottom - top < patch[0] or right - left < patch[1]:
         raise InputError(f"roi is {roi}: smaller than the {patch[0]}x{patch[1]} patch")
@@ -106,19 +106,18 @@ def grid(
 
 
 def _compiled(model: nn.Module, image: Tensor, patch_shape: int | Sequence[int] | None) -> IncrementalModule:
+    if not isinstance(image, Tensor) or image.dim() not in (3, 4) or (image.dim() == 4 and len(image) != 1):
+        shape = getattr(image, "shape", "") and tuple(image.shape)
+        raise InputError(f"the image must be one tensor [C, H, W] or [1, C, H, W], got {type(image).__name__} {shape}")
     if isinstance(model, IncrementalModule):
         return model
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4):
-        raise InputError(
-            f"the image must be a tensor [C, H, W] or [1, C, H, W], got {getattr(image, 'shape', type(image).__name__)}"
-        )
     return incrementalize(model, tuple(image.shape[-3:]), 16 if patch_shape is None else patch_shape)
 
 
 def _size(patch_shape: int | Sequence[int] | None, inc: IncrementalModule) -> tuple[int, int]:
     most = inc.plan.patch_shape
-    size = most if patch_shape is None else (patch_shape,) * 2 if isinstance(patch_shape, int) else tuple(patch_shape)
-    if len(size) != 2 or min(size) < 1 or any(s > m for s, m in zip(size, most, strict=True)):
+    size = most if patch_shape is None else per_axis(patch_shape, 2, "patch_shape")
+    if any(s > m for s, m in zip(size, most, strict=True)):
         raise InputError(f"patch_shape is {size}; this module was compiled for 1 … {most}")
     return size[0], size[1]
 
@@ -150,9 +149,9 @@ def _activation(inc: IncrementalModule, output: Any) -> str | None:
 def _target(target: int | None, base: Any) -> int:
     if target is None:
         return int(np.argmax(base))
-    if not 0 <= target < base.size:
+    if not isinstance(target, Integral) or not 0 <= target < base.size:
         raise InputError(f"target is {target}; the model has classes 0 … {base.size - 1}")
-    return target
+    return int(target)
 
 
 def _estimate(inc: IncrementalModule, count: int, full: float) -> str:

@@ -5,7 +5,9 @@ The public names are loaded at first use; importing the package touches no devic
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +58,17 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'kcompile' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
+
+
+class _Package(ModuleType):
+    """Keeps the function `occlusion` reachable: importing the module `kcompile.occlusion` would put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import kcompile
 from examples.lesions.metrics import localisation
-from kcompile.comparison import FullInference, infer_in_full
+from kcompile.comparison import FullInference, Verdict, infer_in_full, judge
 from kcompile.drawing import draw
 from kcompile.loading import LoadedModel, load_model
 from kcompile.pictures import read_picture
@@ -38,9 +38,9 @@ class Experiment:
     compile_seconds: float
     full: FullInference
 
-    def difference(self) -> float:
-        """Largest difference of a score, over all positions and classes."""
-        return float(np.abs(self.full.scores - self.heat.all_scores.reshape(self.full.scores.shape)).max())
+    def verdict(self) -> Verdict:
+        """How the two agree, over all positions and classes."""
+        return judge(self.heat.all_scores.reshape(self.full.scores.shape), self.full.scores, self.heat.base_scores)
 
 
 def measure(loaded: LoadedModel, image: Tensor, patch: int, stride: int) -> Experiment:
@@ -60,7 +60,7 @@ def measure(loaded: LoadedModel, image: Tensor, patch: int, stride: int) -> Expe
 
 def report(done: Experiment, loaded: LoadedModel, picture: Path, mask: NDArray[np.bool_] | None) -> None:
     """Print the measurement."""
-    heat, count = done.heat, len(done.full.scores)
+    heat, count, found = done.heat, len(done.full.scores), done.verdict()
     height, width = heat.patch_shape
     threads = torch.get_num_threads()
     lines = {
@@ -72,13 +72,13 @@ def report(done: Experiment, loaded: LoadedModel, picture: Path, mask: NDArray[n
         "incremental": f"{heat.seconds:8.2f} s   {1e3 * heat.seconds / count:.1f} ms per position, base included",
         "full": f"{done.full.seconds:8.2f} s   {1e3 * done.full.seconds / count:.1f} ms per position, plain PyTorch",
         "ratio": f"{done.full.seconds / heat.seconds:8.2f} x   full / incremental",
-        "difference": f"{done.difference():8.1e}     largest of a probability, all positions and classes",
+        "difference": f"{found.error:8.1e}     {found.word}: largest of all probabilities; patches change {found.change:.1e}",
     }
     if mask is not None:
-        found = localisation(heat.attribution(), mask, heat.patch_shape)
+        where = localisation(heat.attribution(), mask, heat.patch_shape)
         lines["lesion"] = (
-            f"{found.share:8.0%}     of the positive attribution lies on the lesion (grown by the patch),\n"
-            f"{'':25}which is {found.area:.1%} of the picture: {found.ratio:.1f} times its share"
+            f"{where.share:8.0%}     of the positive attribution lies on the lesion (grown by the patch),\n"
+            f"{'':25}which is {where.area:.1%} of the picture: {where.ratio:.1f} times its share"
         )
     for name, text in lines.items():
         print(f"{name:<12}{text}".rstrip())

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scoring import Score, scores, select
+from kcompile.verification import OF_SCALE, VOID
 
 BATCH = 16
 
@@ -61,6 +62,30 @@ def infer_in_full(
             results.append(scores(outputs, score, inc.activations[0]).float().cpu().numpy())
             bar.update(len(rows))
     return FullInference(np.concatenate(results), time.perf_counter() - start)
+
+
+class Verdict(NamedTuple):
+    """How some scores of a map agree with full inference, in the score's own units.
+
+    Attributes:
+        word: "equal", "DIFFERENT", or "void" where the patches change so little that nothing is proven.
+        error: Largest absolute difference.
+        change: Largest absolute difference that the patches make.
+        tolerance: Largest error allowed: 1e-4 of the largest score, as for float32 in docs/design.md, section 6.
+    """
+
+    word: str
+    error: float
+    change: float
+    tolerance: float
+
+
+def judge(quick: FloatArray, full: FloatArray, base: FloatArray) -> Verdict:
+    """Hold scores [N, K] against those of full inference; ``base`` [K] are the unpatched image's."""
+    error, change, scale = (float(np.abs(values).max()) for values in (quick - full, full - base, full))
+    if not error <= OF_SCALE * scale:  # also where it is NaN
+        return Verdict("DIFFERENT", error, change, OF_SCALE * scale)
+    return Verdict("equal" if change > VOID * scale else "void", error, change, OF_SCALE * scale)
 
 
 def spread(heat: Heatmap, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -9,6 +9,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from examples.lesions.network import CHECKPOINT
 from kcompile.cli import app
 
 Run = Callable[..., Result]
@@ -17,8 +18,10 @@ LESIONS = "examples.lesions.network:load_pretrained"
 
 @pytest.fixture
 def picture(tmp_path: Path, seed: int) -> Path:
-    """A colour PNG, 80 x 64 pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    """A colour PNG, 80 x 64 pixels: the shipped scan's lesion in a random tint, so that the network reacts."""
+    with Image.open(CHECKPOINT.with_name("fluid.png")) as scan:
+        grey = np.asarray(scan)[106:170, 82:162, None]
+    pixels = (grey * np.random.default_rng(seed).uniform(0.85, 1, 3)).astype(np.uint8)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
     return path

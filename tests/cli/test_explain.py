@@ -19,7 +19,8 @@ from kcompile import Heatmap, IncrementalModule
 from tests.cli.conftest import LESIONS, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("--model", LESIONS, "--size", 64, "--stride", 16)
+# Logits: on a part of the scan the network is so sure that no probability moves.
+QUICK = ("--model", LESIONS, "--size", 64, "--stride", 16, "--score", "logit")
 
 
 def test_the_map_is_that_of_a_loop_over_patched_copies(run: Run, picture: Path, tmp_path: Path) -> None:
@@ -30,11 +31,13 @@ def test_the_map_is_that_of_a_loop_over_patched_copies(run: Run, picture: Path, 
     image, model = preprocess(pixels), load_pretrained()
     heat = Heatmap.load(tmp_path / "heat.npz")
     assert heat.scores.shape == (4, 5)
+    change = np.abs(heat.all_scores - heat.base_scores).max()
+    assert change > 1e-2 * np.abs(heat.all_scores).max()  # else the comparison below is void
     for (row, col), scores in zip(heat.positions.reshape(-1, 2), heat.all_scores.reshape(-1, 4), strict=True):
         copy = image.clone()
         copy[:, row : row + 16, col : col + 8] = torch.tensor([0.5, 0.0, -1.0])[:, None, None]
         with torch.inference_mode():
-            np.testing.assert_allclose(scores, model(copy[None]).softmax(1)[0], atol=1e-5)
+            np.testing.assert_allclose(scores, model(copy[None])[0], atol=1e-4 * np.abs(heat.all_scores).max())
     with Image.open(tmp_path / "heat.png") as overlay:
         assert overlay.size == (1164, 564)
 
@@ -46,10 +49,10 @@ def test_what_is_printed(run: Run, picture: Path, tmp_path: Path) -> None:
     assert lines["model"].startswith(f"{LESIONS}, its own weights")
     assert "the model's own preprocess function" in lines["picture"]
     heat = Heatmap.load(tmp_path / "heat.npz")
-    assert lines["prediction"] == f"fluid (2), probability {heat.base_score:.4f}"
+    assert lines["prediction"] == f"fluid (2), logit {heat.base_score:.4f}"
     assert lines["positions"] == "12 (3 rows, 4 columns), patch 16x16, stride 16x16"
-    assert lines["compare"].startswith("equal: 5 positions against full inference, largest difference")
-    assert "(the patch changes these scores by up to" in result.stdout
+    assert lines["compare"].startswith("equal: 5 positions against full inference")
+    assert "largest difference" in result.stdout
     assert lines["wrote"] == f"{tmp_path / 'heat.png'} and {tmp_path / 'heat.npz'}"
 
 
@@ -75,6 +78,28 @@ def test_a_wrong_map_is_found_by_the_comparison(run: Run, picture: Path, monkeyp
     result = run("explain", picture, *QUICK, "--compare", 9)
     assert result.exit_code == 1, result.output
     assert "DIFFERENT: 9 positions" in result.stdout
+
+
+def test_a_map_that_ignores_the_patch_is_found(run: Run, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = IncrementalModule.stream_patches
+
+    def ignoring(self: IncrementalModule, patches: Any, positions: Any, **rest: Any) -> Iterator[Any]:
+        for rows, outputs, total in stream(self, patches, positions, **rest):
+            yield rows, tuple(self.base_output.expand_as(part) for part in outputs), total
+
+    monkeypatch.setattr(IncrementalModule, "stream_patches", ignoring)
+    result = run("explain", picture, *QUICK, "--compare", 9)
+    assert result.exit_code == 1, result.output
+    assert "DIFFERENT: 9 positions" in result.stdout
+
+
+def test_a_comparison_without_a_reaction_proves_nothing(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    black = "-1.0681818,-1.0681818,-1.0681818"  # in the network's units: the patches change nothing
+    result = run("explain", tmp_path / "black.png", *QUICK, "--compare", 4, f"--value={black}")
+    assert result.exit_code == 1, result.output
+    assert "void: 4 positions" in result.stdout
+    assert "proves nothing" in result.stdout
 
 
 def test_an_interrupted_map_is_written(

@@ -19,6 +19,7 @@ mkldnn = torch.ops.mkldnn
 _ACTIVATIONS: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.hardtanh.default: "hardtanh",
+    aten.relu6.default: "hardtanh",
     aten.sigmoid.default: "sigmoid",
     aten.tanh.default: "tanh",
     aten.hardswish.default: "hardswish",
@@ -26,7 +27,12 @@ _ACTIVATIONS: dict[Any, str] = {
     aten.leaky_relu.default: "leaky_relu",
 }
 _USUAL_BATCH = 16
-_DEFAULTS: dict[str, list[float]] = {"hardtanh": [-1.0, 1.0], "leaky_relu": [0.01]}
+_DEFAULTS: dict[Any, list[float]] = {
+    aten.hardtanh.default: [-1.0, 1.0],
+    aten.relu6.default: [0.0, 6.0],
+    aten.leaky_relu.default: [0.01],
+}
+_AFTER_SUM = {"none", "relu"}  # what oneDNN's sum in place can end with
 # Ops whose result is a tensor of its own, so that a convolution may add into it.
 _FRESH = {
     "kcompile.gather.default",
@@ -76,6 +82,8 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int]) -> 
     last = add or conv
     activation = _sole_user(last)
     attr, scalars = _activation(activation)
+    if add is not None and attr not in _AFTER_SUM:
+        attr, scalars = "none", []
     last = activation if attr != "none" and activation is not None else last
     packed = _pack(module, conv, value, sizes, (padding, stride, dilation, groups))
     with module.graph.inserting_before(last):
@@ -125,7 +133,7 @@ def _activation(node: fx.Node | None) -> tuple[str, list[float]]:
     name = _ACTIVATIONS.get(node.target) if node is not None and node.op == "call_function" else None
     if node is None or name is None:
         return "none", []
-    default = _DEFAULTS.get(name, [])
+    default = _DEFAULTS.get(node.target, [])
     given = [float(arg) for arg in node.args[1:]]  # type: ignore[arg-type]
     return name, [*given, *default[len(given) :]]
 

@@ -72,7 +72,7 @@ def report(done: Experiment, loaded: LoadedModel, picture: Path, mask: NDArray[n
         "incremental": f"{heat.seconds:8.2f} s   {1e3 * heat.seconds / count:.1f} ms per position, base included",
         "full": f"{done.full.seconds:8.2f} s   {1e3 * done.full.seconds / count:.1f} ms per position, plain PyTorch",
         "ratio": f"{done.full.seconds / heat.seconds:8.2f} x   full / incremental",
-        "difference": f"{found.error:8.1e}     {found.word}: largest of all probabilities; patches change {found.change:.1e}",
+        "difference": f"{found.error:8.1e}     {found.word}: of any probability; patches change {found.change:.1e}",
     }
     if mask is not None:
         where = localisation(heat.attribution(), mask, heat.patch_shape)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -26,7 +27,7 @@ class Captured:
         out_spec: How the flat outputs form the model's own output structure.
     """
 
-    module: torch.fx.GraphModule
+    module: fx.GraphModule
     out_spec: pytree.TreeSpec
 
 
@@ -43,7 +44,8 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     """
     check_mode(model)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own export
             program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
             program = program.run_decompositions({})
     except Exception as error:
@@ -84,14 +86,26 @@ def _user_frame(error: Exception) -> str:
 def _flat(program: ExportedProgram) -> Captured:
     """Drop the input guard and the pytree wrapping of the exported module."""
     module: Any = program.module()
-    graph: torch.fx.Graph = module.graph
+    graph: fx.Graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_module" and not node.users:
             graph.erase_node(node)
-    graph.set_codegen(torch.fx.graph.CodeGen())
+    graph.set_codegen(fx.graph.CodeGen())
     output = next(node for node in graph.nodes if node.op == "output")
     leaves, out_spec = pytree.tree_flatten(output.args[0])
     output.args = (tuple(leaves),)
     spec = program.call_spec.out_spec
-    flat = torch.fx.GraphModule(module, graph)
+    flat = fx.GraphModule(module, _renamed(graph))
     return Captured(flat, out_spec if spec is None else spec)
+
+
+def _renamed(graph: fx.Graph) -> fx.Graph:
+    """The same graph with calls named after their ops and numbered in order: names differ between versions of torch."""
+    copy = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else node.name
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), new.__getitem__)
+        new[node] = copy.create_node(node.op, node.target, args, kwargs, name)
+        new[node].meta = dict(node.meta)
+    return copy

@@ -13,7 +13,7 @@ from kcompile.passes.infra import PassResult, add_constant, constant, finish
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Evaluate calls whose tensor arguments are all constants."""
+    """Evaluate calls whose tensor arguments are all constants, and those that make constants (zeros, arange, …)."""
 
     name: str = "fold-constants"
 
@@ -37,10 +37,12 @@ class FoldConstants:
 
 def _constant_value(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or schema.is_mutable or not node.all_input_nodes:
+    if node.op != "call_function" or schema is None or schema.is_mutable:
+        return None
+    if not node.all_input_nodes and not isinstance(node.meta.get("val"), Tensor):
         return None
     values: Mapping[fx.Node, Tensor | None] = {arg: constant(module, arg) for arg in node.all_input_nodes}
-    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "empty" in str(node.target)
     if random or any(value is None for value in values.values()):
         return None
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda arg: values[arg])

@@ -1,4 +1,4 @@
-"""Ops that join or cut channels."""
+"""Ops that join channels, or reduce over them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ def concat(record: OpRecord) -> Spatial | Refusal:
     return Spatial(tuple(tuple(Identity(size) for size in record.out.sizes) for _ in record.inputs))
 
 
-@rule("aten.slice.Tensor")
-def channel_slice(record: OpRecord) -> Spatial | Refusal:
-    """A slice of channels leaves regions as they are."""
+@rule("aten.softmax.int", "aten.log_softmax.int", "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default",
+      "aten.amin.default")  # fmt: skip
+def over_channels(record: OpRecord) -> Spatial | Refusal:
+    """Along channels alone each cell stands for itself; any other reduction reads the whole map."""
     assert record.out is not None
-    if record.param("dim", 0) % (len(record.out.shape) + 1) != 1 or not record.out.sizes:
-        return Refusal("it cuts another dimension than channels")
-    return Spatial((tuple(Identity(size) for size in record.out.sizes),))
+    rank, dims = len(record.inputs[0].shape) + 1, record.params["dim"]
+    wanted = {dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    sizes = record.inputs[0].sizes
+    if wanted != {1} or record.out.sizes != sizes or not sizes:
+        return Refusal("it reduces over the whole map")
+    return Spatial((tuple(Identity(size) for size in sizes),))

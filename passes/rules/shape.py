@@ -16,9 +16,3 @@ def flatten(record: OpRecord) -> Spatial | Refusal:
 def linear(record: OpRecord) -> Spatial | Refusal:
     """A fully connected layer reads everything (Krypton section 2.2, global context)."""
     return Refusal("a fully connected layer reads the whole map")
-
-
-@rule("aten.mean.dim", "aten.sum.dim_IntList", "aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int")
-def reduction(record: OpRecord) -> Spatial | Refusal:
-    """A mean, sum or softmax over a dimension reads the whole map."""
-    return Refusal("it reduces over the whole map")

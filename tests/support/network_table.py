@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,6 +103,15 @@ OTHERS = [
     Case("dense, then convolution", lambda: nn.Sequential(nn.Softmax(2), conv(4, 3), nn.ReLU())),
     Case("image read by a dense node and by convolutions",
          lambda: Branches(_both, conv(4, 3), Call(lambda x: x.cumsum(3)), conv(4, 3, stride=2))),
+    Case("pad, then convolution", lambda: nn.Sequential(Call(partial(F.pad, pad=(1, 2, 0, 3), value=2.0)), conv(4, 3))),
+    Case("pad before max pool", lambda: nn.Sequential(Call(partial(F.pad, pad=(0, 1, 1, 0), value=float("-inf"))),
+                                                      nn.MaxPool2d(3, 2)), offset=-50.0),
+    Case("crop and add", lambda: Branches(add, conv(4, 4, padding=0), Call(lambda x: x[:, :, 1:-1, 1:-1]))),
+    Case("focus", lambda: nn.Sequential(
+        Call(lambda x: torch.cat([x[..., :8:2, 1::2], x[..., 1::2, :10:2]], 1)), conv(8, 3))),
+    Case("sum of two slices", lambda: Call(lambda x: x[:, :, 2:4] + x[:, :, 5:7])),
+    Case("normalised channels", lambda: nn.Sequential(
+        Call(lambda x: x * (x.square().sum(1, keepdim=True) + 1).rsqrt()), conv(4, 3), nn.Softmax(1), conv(3, 3))),
     Case("channel shuffle", lambda: nn.Sequential(conv(4, 6), nn.ChannelShuffle(3), conv(6, 3))),
     Case("split", lambda: nn.Sequential(conv(4, 6), Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), conv(6, 2))),
     Case("group norm", lambda: nn.Sequential(conv(4, 6), nn.GroupNorm(2, 6), conv(6, 3))),

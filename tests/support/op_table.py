@@ -163,12 +163,30 @@ POINTWISE = [
 CHANNELS = [
     Case("slice of channels", lambda: Call(lambda x: x[:, 1:3])),
     Case("slice of channels with step", lambda: Call(lambda x: x[:, ::2])),
-    Case("slice of rows", lambda: Call(lambda x: x[:, :, 1:7]), refused="another dimension"),
     Case("concat with itself", lambda: Call(lambda x: torch.cat([x, x], 1))),
     Case("concat, negative dimension", lambda: Call(lambda x: torch.cat([x, -x], -3))),
     Case("concat of rows", lambda: Call(lambda x: torch.cat([x, x], 2)), refused="another dimension"),
     Case("concat with a constant", lambda: Call(lambda x, c: torch.cat([x, c.expand(x.shape[0], -1, -1, -1)], 1),
                                                 c=torch.randn(1, 2, 9, 11))),
+]  # fmt: skip
+
+
+def _pad(name: str, *pad: int, refused: str | None = None, **options: Any) -> Case:
+    """Values are far from the constant, so that a wrong border shows."""
+    return Case(f"pad {name}", lambda: Call(partial(F.pad, pad=pad, **options)), offset=9.0, refused=refused)
+
+
+BORDERS = [
+    _pad("all sides", 1, 2, 3, 4), _pad("columns", 2, 0), _pad("with a value", 1, 0, 0, 2, value=-3.5),
+    _pad("crop", -1, -2, -3, -1), _pad("crop and pad", 2, -3, -1, 2, value=1.0),
+    *(_pad(mode, 1, 1, 1, 1, mode=mode, refused="no rule") for mode in ("reflect", "replicate", "circular")),
+    _pad("channels", 0, 0, 0, 0, 1, 1, refused="another dimension than space"),
+    Case("slice of rows", lambda: Call(lambda x: x[:, :, 1:7])),
+    Case("slice of columns from the end", lambda: Call(lambda x: x[..., -7:-1])),
+    Case("slice of rows with steps", lambda: Call(lambda x: x[:, :, 1::2])),
+    Case("slice of columns with large steps", lambda: Call(lambda x: x[..., 2:10:4])),
+    Case("factory", lambda: Call(lambda x: x * torch.arange(1, 12) + torch.ones(4, 1, 1) * 2)),
+    Case("factory with batch", lambda: Call(lambda x: torch.cat([x, torch.zeros(x.shape[0], 1, 9, 11)], 1))),
 ]  # fmt: skip
 
 OTHERS = [
@@ -180,9 +198,16 @@ OTHERS = [
     Case("batch norm without factors", lambda: nn.BatchNorm2d(4, affine=False)),
     Case("dropout", lambda: nn.Sequential(conv(4, 3), nn.Dropout(0.9), nn.Dropout2d(0.9))),
     Case("sum over rows", lambda: Call(lambda x: x.sum(2)), refused="reduces"),
-    Case("log softmax", lambda: nn.LogSoftmax(3), refused="reduces"),
-    Case("softmax", lambda: nn.Softmax(1), refused="reduces"),
+    Case("log softmax over columns", lambda: nn.LogSoftmax(3), refused="reduces"),
+    Case("softmax over space", lambda: nn.Softmax(2), refused="reduces"),
+    Case("softmax over channels", lambda: nn.Softmax(1)),
+    Case("log softmax over channels", lambda: nn.LogSoftmax(-3)),
+    Case("mean over channels", lambda: Call(lambda x: x.mean(1, keepdim=True))),
+    Case("sum over channels", lambda: Call(lambda x: x.sum(-3, keepdim=True))),
+    Case("amax over channels", lambda: Call(lambda x: x.amax(1, keepdim=True))),
+    Case("mean over all", lambda: Call(lambda x: x.mean((1, 2, 3), keepdim=True)), refused="reduces"),
+    Case("mean without channels", lambda: Call(lambda x: x.mean(1)), refused="reduces"),
     Case("normalized rows", lambda: Call(partial(F.normalize, dim=3)), refused="no spatial rule"),
 ]
 
-OPS = [*CONVOLUTIONS, *POOLS, *POINTWISE, *CHANNELS, *OTHERS]
+OPS = [*CONVOLUTIONS, *POOLS, *POINTWISE, *CHANNELS, *BORDERS, *OTHERS]

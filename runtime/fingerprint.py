@@ -12,7 +12,7 @@ class Fingerprint:
     """Remembers a model's weights without a copy of them.
 
     Where storage and version counter are as before, nothing was written. Otherwise (a move to another memory format, an
-    in-place write) contents are compared by a hash and a sum of their bits.
+    in-place write) contents are compared: a hash of their bits, and sums that weigh them by index.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,10 +38,20 @@ def _places(model: nn.Module) -> list[tuple[int, int]]:
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in _tensors(model)]
 
 
-def _contents(model: nn.Module) -> list[tuple[int, int]]:
-    """Two integers per tensor that don't depend on the order of its values in memory."""
+def _contents(model: nn.Module) -> list[tuple[int, ...]]:
+    """Some integers per tensor that depend on its values and their indices, but not on their order in memory."""
     with torch.no_grad():
         bits = [
             t.detach().view(_INTEGERS[t.element_size()]) for t in _tensors(model) if t.numel() and not t.is_complex()
         ]
-        return [(int(torch.hash_tensor(b).view(torch.int64)), int(b.sum(dtype=torch.int64))) for b in bits]
+        return [(int(torch.hash_tensor(b).view(torch.int64)), *_moments(b)) for b in bits]
+
+
+def _moments(bits: Tensor) -> list[int]:
+    """Per axis, the sum of all values times their index along it."""
+    moments = []
+    for axis, size in enumerate(bits.shape):
+        others = [other for other in range(bits.dim()) if other != axis]
+        line = bits.sum(others, dtype=torch.int64) if others else bits.to(torch.int64)
+        moments.append(int((line * torch.arange(1, size + 1, device=bits.device)).sum()))
+    return moments

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Block(nn.Module):
-    """Convolutions ``a`` and ``b`` of the same regions, ``narrow`` of smaller ones, and what a function makes of them."""
+    """Convolutions ``a`` and ``b`` of the same regions, ``narrow`` of smaller ones, joined by a function."""
 
     def __init__(self, join: Callable[..., Tensor], **others: nn.Module) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ def both(inc: kcompile.IncrementalModule) -> tuple[list[Tensor], list[Tensor]]:
     patches = noise((len(positions), *SHAPE[:1], *PATCH), size=3.0)
     assert inc._store is not None
     index = np.zeros(len(positions), dtype=np.int64)
-    arguments = inc.executor().arguments(inc._store, patches, positions, index, PATCH)
-    plain = Executor(inc.plan, inc.front, inc.tail).arguments(inc._store, patches, positions, index, PATCH)
+    arguments = inc.executor().arguments(inc._store, patches, positions, index)
+    plain = Executor(inc.plan, inc.front, inc.tail).arguments(inc._store, patches, positions, index)
     with torch.no_grad():
         lowered = inc.executor().front(*arguments)
         emitted = inc.front(*plain)

@@ -13,9 +13,10 @@ from torch import Tensor, fx
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.core.interval import IntArray
-from kcompile.core.plan import BaseTensor, Plan
+from kcompile.core.plan import Plan
+from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.scheduler import geometry, schedule
+from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
 # One more batch costs about 20 us of host time per op; a core does about 50 multiply-adds per nanosecond.
 OVERHEAD_MACS_PER_OP = 1e6
@@ -56,8 +57,10 @@ class Executor:
         if not len(positions):
             return
         sizes = tuple(patches(np.zeros(1, dtype=np.int64)).shape[2:])
-        batches = schedule(self.plan, positions, sizes, self.batch, self.ops * OVERHEAD_MACS_PER_OP)
-        yield from self._tails(self._fronts(store, patches, positions, base_index, sizes, batches))
+        regions = evaluate(self.plan.regions, patch_regions(positions, sizes))
+        overhead = self.ops * OVERHEAD_MACS_PER_OP
+        batches = schedule(self.plan, positions, sizes, self.batch, overhead, regions)
+        yield from self._tails(self._fronts(store, patches, positions, base_index, regions, batches))
 
     def _fronts(
         self,
@@ -65,27 +68,41 @@ class Executor:
         patches: Callable[[IntArray], Tensor],
         positions: IntArray,
         base_index: IntArray,
-        sizes: tuple[int, ...],
+        regions: list[Region],
         batches: list[IntArray],
     ) -> Iterator[tuple[IntArray, tuple[Tensor, ...]]]:
         for rows in batches:
-            arguments = self.arguments(store, patches(rows), positions[rows], base_index[rows], sizes)
-            yield rows, self.front(*arguments)
+            here = [region.take(rows) for region in regions]
+            yield rows, self.front(*self.arguments(store, patches(rows), positions[rows], base_index[rows], here))
 
     def arguments(
-        self, store: BaseStore, patches: Tensor, positions: IntArray, base_index: IntArray, sizes: tuple[int, ...]
+        self,
+        store: BaseStore,
+        patches: Tensor,
+        positions: IntArray,
+        base_index: IntArray,
+        regions: list[Region] | None = None,
     ) -> list[Any]:
-        """The front's arguments for one batch, in the order of its placeholders."""
+        """The front's arguments for one batch, in the order of its placeholders.
+
+        Args:
+            store: The base images.
+            patches: [N, C, *sizes].
+            positions: [N, axes].
+            base_index: [N].
+            regions: The plan's regions for these positions, if they were evaluated before.
+        """
         given: dict[str, Any] = {"patches": patches}
-        bases: dict[str, BaseTensor] = {base.name: base for base in self.plan.bases}
         given.update({f"base_{name}": tensor for name, tensor in store.tensors.items()})
-        reads = {read.name: read for read in self.plan.reads}
-        for name, where in geometry(self.plan, positions, sizes).items():
-            index = base_index if bases[reads[name].base].batched else np.zeros_like(base_index)
-            given[f"{name}_origins"] = torch.from_numpy(np.concatenate([index[:, None], where.origins], axis=1))
+        batched = {base.name: base.batched for base in self.plan.bases}
+        bases = {read.name: base_index if batched[read.base] else np.zeros_like(base_index) for read in self.plan.reads}
+        arrays: dict[str, IntArray] = {}
+        for name, where in geometry(self.plan, positions, tuple(patches.shape[2:]), regions).items():
             given[f"{name}_extent"] = list(where.extent)
+            arrays[f"{name}_origins"] = np.concatenate([bases[name][:, None], where.origins], axis=1)
             if where.offsets is not None:
-                given[f"{name}_offsets"] = torch.from_numpy(where.offsets)
+                arrays[f"{name}_offsets"] = where.offsets
+        given.update(_tensors(arrays, patches.device))
         return [given[name] for name in self.inputs]
 
     def _tails(
@@ -108,3 +125,12 @@ class Executor:
         inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
         outputs = self.tail(*inputs)
         return rows, tuple(outputs)
+
+
+def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Tensor]:
+    """Arrays as tensors; they go to another device in one copy."""
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    joined = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays.values()])).to(device)
+    parts = joined.split([array.size for array in arrays.values()])
+    return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}

@@ -46,9 +46,19 @@ def centre(plan: Plan) -> IntArray:
     return np.array([[(size - patch) // 2 for size, patch in sizes]], dtype=np.int64)
 
 
-def geometry(plan: Plan, positions: IntArray, sizes: Sequence[int]) -> dict[str, Geometry]:
-    """The geometry of every read of a plan for one batch of positions."""
-    regions = evaluate(plan.regions, patch_regions(positions, sizes))
+def geometry(
+    plan: Plan, positions: IntArray, sizes: Sequence[int], regions: Sequence[Region] | None = None
+) -> dict[str, Geometry]:
+    """The geometry of every read of a plan for one batch of positions.
+
+    Args:
+        plan: Gives the reads.
+        positions: [N, axes].
+        sizes: Patch size per axis.
+        regions: The plan's regions for these positions, if they were evaluated before.
+    """
+    if regions is None:
+        regions = evaluate(plan.regions, patch_regions(positions, sizes))
     boxes = [Boxes.around(region, entry.shape) for region, entry in zip(regions, plan.regions, strict=True)]
     raw = Boxes(positions, tuple(sizes))
     padding = {base.name: np.array([low for low, _ in base.padding], dtype=np.int64) for base in plan.bases}
@@ -71,7 +81,14 @@ def _whole(maps: Sequence[AxisMap], count: int) -> Boxes:
     return Boxes(np.zeros((count, len(maps)), dtype=np.int64), tuple(m.in_size for m in maps))
 
 
-def schedule(plan: Plan, positions: IntArray, sizes: Sequence[int], batch: int, overhead: float) -> list[IntArray]:
+def schedule(
+    plan: Plan,
+    positions: IntArray,
+    sizes: Sequence[int],
+    batch: int,
+    overhead: float,
+    regions: Sequence[Region] | None = None,
+) -> list[IntArray]:
     """Split positions into batches of like extents.
 
     Args:
@@ -80,13 +97,15 @@ def schedule(plan: Plan, positions: IntArray, sizes: Sequence[int], batch: int, 
         sizes: Patch size per axis.
         batch: Largest number of positions in one batch.
         overhead: What one more batch costs, in multiply-adds.
+        regions: The plan's regions for all positions, if they were evaluated before.
 
     Returns:
         Index arrays into ``positions``; every position is in exactly one.
     """
     if not len(positions):
         return []
-    regions = evaluate(plan.regions, patch_regions(positions, sizes))
+    if regions is None:
+        regions = evaluate(plan.regions, patch_regions(positions, sizes))
     extents = np.stack([np.stack([axis.size for axis in region.axes]) for region in regions]).astype(np.float64)
     labels = _merged_classes(extents, np.asarray(plan.cell_macs()), overhead)
     order = np.lexsort((*positions.T[::-1], labels))

@@ -26,8 +26,12 @@ class Interval:
     @classmethod
     def of(cls, lo: npt.ArrayLike, hi: npt.ArrayLike) -> Interval:
         """Build intervals from anything array-like; the two are broadcast against each other."""
-        low, high = np.broadcast_arrays(np.asarray(lo, dtype=np.int64), np.asarray(hi, dtype=np.int64))
+        low, high = np.asarray(lo, dtype=np.int64), np.asarray(hi, dtype=np.int64)
+        if low.shape != high.shape:
+            low, high = np.broadcast_arrays(low, high)
         full = low < high
+        if full.all():
+            return cls(low, high)
         return cls(np.where(full, low, 0), np.where(full, high, 0))
 
     @property
@@ -42,6 +46,8 @@ class Interval:
 
     def where(self, keep: npt.ArrayLike) -> Interval:
         """These intervals where ``keep`` is true, empty ones elsewhere."""
+        if np.all(keep):
+            return self
         return Interval.of(np.where(keep, self.lo, 0), np.where(keep, self.hi, 0))
 
     def shift(self, cells: npt.ArrayLike) -> Interval:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from kcompile.core.axis_map import AxisMap
-from kcompile.core.interval import BoolArray, Interval
+from kcompile.core.interval import BoolArray, IntArray, Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,10 @@ class Region:
     def window(self, maps: Sequence[AxisMap]) -> Region:
         """What must be read to compute the output inside these boxes."""
         return Region.of(*(m.window(axis) for m, axis in zip(maps, self.axes, strict=True)))
+
+    def take(self, rows: IntArray) -> Region:
+        """The boxes of some queries, by their indices."""
+        return Region(tuple(Interval(axis.lo[rows], axis.hi[rows]) for axis in self.axes))
 
     def shift(self, cells: Sequence[int]) -> Region:
         """Move by a number of cells per axis."""

@@ -55,9 +55,7 @@ class Runner:
         """Outputs of the tail for patches [N, C, *S] at positions [N, axes], all in one batch."""
         plan, front, tail = self.compiled.plan, self.compiled.front, self.compiled.tail
         index = np.zeros(len(positions), dtype=np.int64) if base_index is None else base_index
-        arguments = Executor(plan, front, tail).arguments(
-            self.store, patches, positions, index, tuple(patches.shape[2:])
-        )
+        arguments = Executor(plan, front, tail).arguments(self.store, patches, positions, index)
         with torch.no_grad():
             return list(tail(*front(*arguments)))
 

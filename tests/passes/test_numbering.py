@@ -65,6 +65,8 @@ def test_regions_of_tensors_of_different_sizes_are_different() -> None:
     valid, longer = ((Sliding(8, 1, 0, 1, 8, 1),) * 2), ((Everything(8, 1),) * 2)
     assert add(table, (0, valid)) == add(table, (0, longer))
     assert add(table, (0, (Everything(8, 2),) * 2)) != add(table, (0, longer))
+    padded = (Sliding(1, 1, 0, 1, 8, 9),) * 2  # a last cell that reads padding alone
+    assert add(table, (0, padded)) != add(table, (0, (Sliding(1, 1, 0, 1, 8, 8),) * 2)) == 0
 
 
 def test_different_for_a_single_patch_is_different() -> None:

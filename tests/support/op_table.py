@@ -178,6 +178,7 @@ def _pad(name: str, *pad: int, refused: str | None = None, **options: Any) -> Ca
 
 BORDERS = [
     _pad("all sides", 1, 2, 3, 4), _pad("columns", 2, 0), _pad("with a value", 1, 0, 0, 2, value=-3.5),
+    _op("constant_pad_nd", [2, 0, 1, 1], 1.5),
     _pad("crop", -1, -2, -3, -1), _pad("crop and pad", 2, -3, -1, 2, value=1.0),
     *(_pad(mode, 1, 1, 1, 1, mode=mode, refused="no rule") for mode in ("reflect", "replicate", "circular")),
     _pad("channels", 0, 0, 0, 0, 1, 1, refused="another dimension than space"),
@@ -205,6 +206,7 @@ OTHERS = [
     Case("mean over channels", lambda: Call(lambda x: x.mean(1, keepdim=True))),
     Case("sum over channels", lambda: Call(lambda x: x.sum(-3, keepdim=True))),
     Case("amax over channels", lambda: Call(lambda x: x.amax(1, keepdim=True))),
+    Case("amin over channels", lambda: Call(lambda x: x.amin(1, keepdim=True))),
     Case("mean over all", lambda: Call(lambda x: x.mean((1, 2, 3), keepdim=True)), refused="reduces"),
     Case("mean without channels", lambda: Call(lambda x: x.mean(1)), refused="reduces"),
     Case("normalized rows", lambda: Call(partial(F.normalize, dim=3)), refused="no spatial rule"),

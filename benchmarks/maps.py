@@ -95,7 +95,7 @@ class Sample:
 
         def chosen(plan: Any, positions: IntArray, *rest: Any) -> list[IntArray]:
             start = time.perf_counter()
-            schedule(plan, self.everything, *rest)
+            schedule(plan, self.everything, *rest[:3])  # its regions are evaluated here, for the whole map
             self.scheduling = time.perf_counter() - start
             return self.batches
 

@@ -59,9 +59,10 @@ def occlusion(
     patch = _size(patch_shape, inc)
     positions = grid(inc.plan.input_shape[1:], patch, stride, roi)
     flat = positions.reshape(-1, 2)
-    activation = _activation(inc, output)
     began = time.perf_counter()
-    base = scores(select(inc.materialize(image), output), score, activation)[0].float().cpu().numpy()
+    scored = select(inc.materialize(image), output)
+    activation = inc.activation_of(output)
+    base = scores(scored, score, activation)[0].float().cpu().numpy()
     full = time.perf_counter() - began
     chosen = _target(target, base)
     filled = _fill(value, image, patch, inc)
@@ -139,11 +140,6 @@ def _fill(value: Any, image: Tensor, patch: tuple[int, int], inc: IncrementalMod
             f"value has shape {tuple(tensor.shape)}; allowed are a number, [{channels}] or {(channels, *patch)}"
         )
     return tensor if tensor.dim() == 3 else tensor.reshape(-1, 1, 1).expand(channels, *patch)
-
-
-def _activation(inc: IncrementalModule, output: Any) -> str | None:
-    """The final softmax or sigmoid of the scored output."""
-    return inc.activations[0] if len(inc.activations) == 1 or output is None else inc.activation_of(output)
 
 
 def _target(target: int | None, base: Any) -> int:

@@ -140,7 +140,11 @@ class IncrementalModule(nn.Module):
         return pytree.tree_unflatten(flat, self._out_spec)
 
     def activation_of(self, key: Any) -> str | None:
-        """The final softmax or sigmoid of one part of a structured output."""
+        """The final softmax or sigmoid of one part of a structured output; None for the first that isn't constant."""
+        if key is None:
+            return next(
+                (a for a, entry in zip(self.activations, self._outputs, strict=True) if isinstance(entry, int)), None
+            )
         named = pytree.tree_unflatten(list(range(len(self._outputs))), self._out_spec)
         index = getattr(named, key) if isinstance(key, str) and not isinstance(named, dict) else named[key]
         return self.activations[index] if isinstance(index, int) else None

@@ -1,41 +1,16 @@
-"""IncrementalModule: drop-in calls, bases, order of results, copies, casts, changed weights."""
+"""IncrementalModule: drop-in calls, bases, forms of patches and positions, order of results."""
 
 from __future__ import annotations
 
-import io
-import pickle
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import kcompile
 from kcompile.runtime import executor
-from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
-from tests.support.networks import Residual, conv_bn_relu, pooled_head, ready
-
-SHAPE, PATCH = (3, 30, 37), (6, 5)
-
-
-def network() -> nn.Module:
-    return pooled_head(nn.Sequential(conv_bn_relu(3, 6), Residual(6, 8), nn.MaxPool2d(2)), 8)
-
-
-def compiled(dtype: torch.dtype = torch.float32) -> kcompile.IncrementalModule:
-    return incremental(ready(network(), SHAPE, dtype), SHAPE, PATCH)
-
-
-def check(inc: kcompile.IncrementalModule, count: int = 5, dtype: torch.dtype = torch.float32) -> None:
-    """Materialise an image and compare some queries."""
-    image, positions = noise(SHAPE, dtype), np.random.default_rng().integers(-3, 30, (count, 2))
-    before = inc.materialize(image)
-    patches = noise((count, 3, *PATCH), dtype, 3.0)
-    got = inc.forward_patches(patches, positions)
-    assert_equivalent(got, full_inference(inc.model, image[None], patches, positions), before)
-
+from tests.support.equivalence import PATCH, SHAPE, assert_equivalent, check, compiled, full_inference, noise
 
 # ------------------------------------------------------------------ the plain call
 
@@ -160,140 +135,3 @@ def test_the_base_s_own_pixels_change_nothing(seed: int) -> None:
     positions = np.array([[0, 0], [10, 11], [24, 32]])
     own = torch.stack([image[:, r : r + 6, c : c + 5] for r, c in positions.tolist()])
     torch.testing.assert_close(inc.forward_patches(own, positions), before.expand(3, -1), rtol=1e-4, atol=1e-5)
-
-
-# ------------------------------------------------------------------ copies, casts, weights
-
-
-def test_deepcopy(seed: int) -> None:
-    inc = compiled()
-    inc.materialize(noise(SHAPE))
-    twin = deepcopy(inc)
-    with pytest.raises(kcompile.NotMaterializedError, match="materialize"):
-        twin.forward_patches(0.0, [[0, 0]])
-    check(twin)
-    with torch.no_grad():
-        next(twin.model.parameters()).mul_(1.5)
-    inc.forward_patches(0.0, [[0, 0]])  # the original knows nothing of it
-    twin.refresh()
-    check(twin)
-
-
-@pytest.mark.parametrize("how", ["pickle", "torch.save"])
-def test_pickle(how: str, seed: int) -> None:
-    inc = compiled()
-    check(inc)
-    if how == "pickle":
-        again = pickle.loads(pickle.dumps(inc))
-    else:
-        file = io.BytesIO()
-        torch.save(inc, file)
-        again = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    assert again.plan == inc.plan
-    check(again)
-    for part in ("front", "tail"):  # lowered as before
-        ours, theirs = (getattr(module.executor(), part).graph.nodes for module in (inc, again))
-        assert [str(node.target) for node in ours if node.op == "call_function"] == [
-            str(node.target) for node in theirs if node.op == "call_function"
-        ]
-    again.refresh()
-    check(again)
-
-
-@pytest.mark.parametrize("cast", [lambda inc: inc.double(), lambda inc: inc.to(torch.float64)])
-def test_a_cast_compiles_again(cast: Any, seed: int) -> None:
-    """In float64 folded weights are those of a float64 model, not rounded to float32 before."""
-    inc = compiled()
-    inc.materialize(noise(SHAPE))
-    assert cast(inc) is inc
-    with pytest.raises(kcompile.NotMaterializedError):
-        inc.forward_patches(0.0, [[0, 0]])
-    check(inc, dtype=torch.float64)
-    inc.refresh()
-    check(inc, dtype=torch.float64)
-    check(inc.float())
-
-
-def test_a_cast_of_the_model_alone_is_noticed(seed: int) -> None:
-    inc = compiled()
-    inc.model.double()
-    with pytest.raises(kcompile.StaleWeightsError, match=r"inc\.refresh\(\)"):
-        inc.materialize(noise(SHAPE, torch.float64))
-    inc.refresh()
-    check(inc, dtype=torch.float64)
-
-
-def _write(inc: kcompile.IncrementalModule) -> None:
-    with torch.no_grad():
-        next(inc.model.parameters()).mul_(1.5)
-
-
-def _head(inc: kcompile.IncrementalModule) -> None:
-    inc.model[3] = nn.Linear(8, 5).eval()  # type: ignore[operator]
-
-
-def _load(inc: kcompile.IncrementalModule) -> None:
-    inc.model.load_state_dict(ready(network(), SHAPE, torch.float32).state_dict())
-
-
-def _statistics(inc: kcompile.IncrementalModule) -> None:
-    norm = next(module for module in inc.model.modules() if isinstance(module, nn.BatchNorm2d))
-    assert norm.running_mean is not None
-    norm.running_mean += 0.5
-
-
-def _data(inc: kcompile.IncrementalModule) -> None:
-    parameter = next(inc.model.parameters())
-    parameter.data = parameter.data + 1
-
-
-def _permuted(inc: kcompile.IncrementalModule) -> None:
-    """The same values in other places, whose sum is the same."""
-    linear = inc.model[3]  # type: ignore[index]
-    with torch.no_grad():
-        linear.weight.copy_(linear.weight.flip(0))
-
-
-CHANGES = [_write, _head, _load, _statistics, _data, _permuted]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_weights_are_noticed(change: Any, seed: int) -> None:
-    inc = compiled()
-    check(inc)
-    change(inc)
-    for call in (lambda: inc.forward_patches(0.0, [[0, 0]]), lambda: inc.materialize(noise(SHAPE))):
-        with pytest.raises(
-            kcompile.StaleWeightsError, match=r"weights changed after compilation: call inc\.refresh\(\)"
-        ):
-            call()
-    inc.to("cpu").float()  # a move must not hide it
-    with pytest.raises(kcompile.StaleWeightsError):
-        inc.materialize(noise(SHAPE))
-    inc.refresh()
-    with pytest.raises(kcompile.NotMaterializedError):
-        inc.forward_patches(0.0, [[0, 0]])
-    check(inc)
-
-
-def test_moves_and_reads_of_the_weights_are_no_change(seed: int) -> None:
-    inc = compiled()
-    check(inc)
-    inc.model.to(memory_format=torch.channels_last)
-    inc.forward_patches(0.0, [[0, 0]])
-    inc.model.load_state_dict(deepcopy(inc.model.state_dict()))  # written, but with the same values
-    inc.model.requires_grad_(False)
-    inc.model.eval()
-    inc.forward_patches(0.0, [[0, 0]])
-    inc.to(memory_format=torch.channels_last)
-    check(inc)
-
-
-def test_training_mode_is_refused(seed: int) -> None:
-    inc = compiled()
-    inc.materialize(noise(SHAPE))
-    inc.train()
-    with pytest.raises(kcompile.ModelModeError, match=r"inc\.eval\(\)"):
-        inc.forward_patches(0.0, [[0, 0]])
-    inc.eval()
-    inc.forward_patches(0.0, [[0, 0]])

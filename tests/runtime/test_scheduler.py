@@ -39,7 +39,7 @@ def whole_map(size: int = 224, patch: int = 16, stride: int = 4) -> IntArray:
 
 
 def macs(plan: Plan, positions: IntArray, batches: list[IntArray]) -> tuple[float, float]:
-    """Multiply-adds of the batches, in which each layer's boxes have a common extent, and of each position's own boxes."""
+    """Multiply-adds of the batches, whose boxes have a common extent per layer, and of each position's own boxes."""
     regions = evaluate(plan.regions, patch_regions(positions, plan.patch_shape))
     spent = own = 0.0
     for region, weight in zip(regions, plan.cell_macs(), strict=True):
@@ -76,7 +76,7 @@ def test_whole_map_costs_little_more_than_each_positions_own_boxes(name: str, se
     assert_partition(batches, len(positions), FRONT_BATCH)
     spent, own = macs(plan, positions, batches)
     assert own <= spent <= 1.1 * own
-    tiles = [positions_of for positions_of in np.array_split(np.arange(len(positions)), len(batches))]
+    tiles = list(np.array_split(np.arange(len(positions)), len(batches)))
     assert macs(plan, positions, tiles)[0] > spent, "neighbours in a row would be as good: the test shows nothing"
 
 

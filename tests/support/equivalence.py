@@ -17,9 +17,12 @@ import kcompile
 from kcompile.core.interval import IntArray
 from kcompile.passes import pipeline
 from kcompile.passes.capture import Captured, capture
+from tests.support.networks import Residual, conv_bn_relu, pooled_head, ready
 from tests.support.running import incremental_wherever_possible, paste
 
 Factory = Callable[[], nn.Module]
+
+SHAPE, PATCH = (3, 30, 37), (6, 5)  # of the small network
 
 NETWORKS: dict[str, tuple[int, Factory]] = {
     "VGG16": (224, lambda: torchvision.models.vgg16(init_weights=False)),
@@ -160,3 +163,22 @@ def _assert_close(mine: Tensor, want: Tensor, base: Tensor, where: str) -> None:
     assert bool((error <= allowed).all()), (
         f"{where}: query {worst} is off by {error[worst]:.2e} (scale {scale:.2e}, change {change[worst]:.2e})"
     )
+
+
+def network() -> nn.Module:
+    """A small network for images of `SHAPE` and patches of `PATCH`."""
+    return pooled_head(nn.Sequential(conv_bn_relu(3, 6), Residual(6, 8), nn.MaxPool2d(2)), 8)
+
+
+def compiled(dtype: torch.dtype = torch.float32) -> kcompile.IncrementalModule:
+    """The small network, reacting and compiled."""
+    return incremental(ready(network(), SHAPE, dtype), SHAPE, PATCH)
+
+
+def check(inc: kcompile.IncrementalModule, count: int = 5, dtype: torch.dtype = torch.float32) -> None:
+    """Materialise an image and compare some queries."""
+    image, positions = noise(SHAPE, dtype), np.random.default_rng().integers(-3, 30, (count, 2))
+    before = inc.materialize(image)
+    patches = noise((count, 3, *PATCH), dtype, 3.0)
+    got = inc.forward_patches(patches, positions)
+    assert_equivalent(got, full_inference(inc.model, image[None], patches, positions), before)

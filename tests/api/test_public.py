@@ -1,0 +1,118 @@
+"""The public surface: names, signatures, and what importing the package does."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import kcompile
+
+NAMES = [
+    "CaptureError",
+    "Heatmap",
+    "IncrementalModule",
+    "InputError",
+    "KCompileError",
+    "ModelModeError",
+    "NotMaterializedError",
+    "PositionError",
+    "StaleWeightsError",
+    "UnsupportedOpError",
+    "analyze",
+    "incrementalize",
+    "occlusion",
+    "verify",
+]
+
+
+def test_names() -> None:
+    assert kcompile.__all__ == NAMES
+    assert dir(kcompile) == NAMES
+    for name in NAMES:
+        assert getattr(kcompile, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kcompile.nothing  # noqa: B018
+
+
+def parameters(function: object) -> list[str]:
+    """Names; keyword-only ones after a star; defaults as written."""
+    found = []
+    for parameter in inspect.signature(function).parameters.values():  # type: ignore[arg-type]
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in found:
+            found.append("*")
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        found.append(parameter.name + default)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("incrementalize", "model, input_shape, patch_shape=(16, 16), *, on_unsupported='dense'"),
+        (
+            "occlusion",
+            "model, image, patch_shape=None, *, stride=4, value=0.0, target=None, roi=None, score='probability', "
+            "output=None, progress=False",
+        ),
+        ("verify", "inc, image, positions=32, *, seed=None"),
+        ("IncrementalModule.materialize", "self, image"),
+        ("IncrementalModule.forward_patches", "self, patches, positions, *, base_index=None"),
+        ("IncrementalModule.forward", "self, args, kwargs"),
+        ("IncrementalModule.refresh", "self"),
+        ("Heatmap.attribution", "self"),
+        ("Heatmap.retarget", "self, target"),
+        ("Heatmap.plot", "self, image=None, *, path=None, title=None"),
+        ("Heatmap.save", "self, path, image=None"),
+        ("Heatmap.load", "path"),
+    ],
+)
+def test_signatures(name: str, signature: str) -> None:
+    """docs/design.md, section 2; a change here is a change for every user."""
+    holder, *rest = name.split(".")
+    function = getattr(kcompile, holder)
+    for part in rest:
+        function = getattr(function, part)
+    assert ", ".join(parameters(function)) == signature
+
+
+def test_fields_of_a_heatmap() -> None:
+    for name in ("scores", "all_scores", "base_score", "target", "positions", "patch_shape", "image_shape", "complete"):
+        assert name in {*kcompile.Heatmap.__dataclass_fields__, *dir(kcompile.Heatmap)}
+
+
+def test_errors_have_one_base() -> None:
+    errors = [getattr(kcompile, name) for name in NAMES if name.endswith("Error")]
+    assert all(issubclass(error, kcompile.KCompileError) for error in errors)
+    assert issubclass(kcompile.PositionError, kcompile.InputError)
+    assert issubclass(kcompile.InputError, ValueError)
+
+
+def test_importing_is_lazy() -> None:
+    """No torch, no numpy, no file, no thread; the first use of a name loads what it needs."""
+    code = (
+        "import sys, threading, kcompile\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'torchvision', 'skimage'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert threading.active_count() == 1\n"
+        "kcompile.KCompileError\n"
+        "assert 'torch' not in sys.modules, 'an error needs torch'\n"
+        "kcompile.Heatmap\n"
+        "assert 'torch' not in sys.modules, 'a heat map needs torch'\n"
+        "kcompile.incrementalize\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "print('fine')\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "fine\n", result.stderr
+
+
+def test_importing_writes_nothing(tmp_path: object) -> None:
+    code = "import kcompile, os; print(os.listdir('.'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=str(tmp_path), timeout=300
+    )
+    assert result.stdout == "[]\n", result.stderr

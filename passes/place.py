@@ -65,7 +65,8 @@ def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
             continue
         if isinstance(info.answer, Refusal):
             forced[node] = info.answer.reason
-            if on_unsupported == "error" and info.rule == "dense" and isinstance(node.meta.get("val"), Tensor):
+            computes = isinstance(node.meta.get("val"), (Tensor, list, tuple))  # else a size alone
+            if on_unsupported == "error" and info.rule == "dense" and computes:
                 raise UnsupportedOpError(
                     f"{node.name} ({info.record.op}) in module {info.module or '(root)'}: {info.answer.reason}\n"
                     f"  {info.line}\nPass on_unsupported='dense' to compute it (and all that follows) in full."

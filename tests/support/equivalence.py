@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 import torchvision
 from torch import Tensor, fx, nn
@@ -182,3 +184,8 @@ def check(inc: kcompile.IncrementalModule, count: int = 5, dtype: torch.dtype = 
     patches = noise((count, 3, *PATCH), dtype, 3.0)
     got = inc.forward_patches(patches, positions)
     assert_equivalent(got, full_inference(inc.model, image[None], patches, positions), before)
+
+
+def refused(error: type[Exception], *parts: str) -> Any:
+    """Expect an error whose message has these parts, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))

@@ -1,0 +1,139 @@
+"""Heatmap: attribution against a slow reference, another target, files and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import kcompile
+
+SIZE, PATCH = (20, 27), (6, 5)
+
+
+def heatmap(rng: np.random.Generator, stride: tuple[int, int] = (3, 4), missing: int = 0) -> kcompile.Heatmap:
+    rows, cols = (np.arange(0, s - p + 1, step) for s, p, step in zip(SIZE, PATCH, stride, strict=True))
+    positions = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1)
+    scores = rng.random((len(rows), len(cols), 3)).astype(np.float32)
+    scores.reshape(-1, 3)[rng.permutation(len(rows) * len(cols))[:missing]] = np.nan
+    return kcompile.Heatmap(scores, rng.random(3), 1, positions, PATCH, SIZE, "probability", 1.5)
+
+
+def slow_attribution(heat: kcompile.Heatmap) -> Any:
+    """Pixel by pixel."""
+    result = np.full(SIZE, np.nan)
+    corners = heat.positions.reshape(-1, 2)
+    drops = heat.base_score - heat.scores.astype(np.float64).reshape(-1)
+    for row in range(SIZE[0]):
+        for col in range(SIZE[1]):
+            inside = (corners <= (row, col)).all(1) & ((row, col) < corners + heat.patch_shape).all(1)
+            covering = drops[inside & ~np.isnan(drops)]
+            if covering.size:
+                result[row, col] = covering.mean()
+    return result
+
+
+@pytest.mark.parametrize("missing", [0, 5])
+@pytest.mark.parametrize("stride", [(1, 1), (3, 4), (6, 5), (9, 8), (100, 100)])
+def test_attribution(stride: tuple[int, int], missing: int, seed: int) -> None:
+    """Windows that overlap, meet or leave gaps; an interrupted map."""
+    heat = heatmap(np.random.default_rng(seed), stride, missing)
+    want = slow_attribution(heat)
+    assert heat.attribution().shape == SIZE
+    np.testing.assert_allclose(heat.attribution(), want, rtol=0, atol=1e-9)
+    assert heat.complete == (not missing)
+
+
+def test_attribution_of_a_patch_that_lowers_the_score_is_positive() -> None:
+    positions = np.array([[[2, 3]]])
+    heat = kcompile.Heatmap(np.array([[[0.25]]]), np.array([0.75]), 0, positions, (2, 2), (6, 6), "logit")
+    found = heat.attribution()
+    assert np.nansum(found) == pytest.approx(4 * 0.5)
+    assert np.isfinite(found).sum() == 4
+    assert np.isfinite(found[2:4, 3:5]).all()
+
+
+def test_retarget(seed: int) -> None:
+    heat = heatmap(np.random.default_rng(seed))
+    other = heat.retarget(2)
+    assert (heat.target, other.target) == (1, 2)
+    assert np.array_equal(other.scores, heat.all_scores[..., 2])
+    assert other.base_score == heat.base_scores[2]
+    assert np.allclose(other.attribution(), slow_attribution(other), equal_nan=True)
+    for target in (-1, 3):
+        with pytest.raises(kcompile.InputError, match=rf"target is {target}; allowed are 0 … 2"):
+            heat.retarget(target)
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_npz_round_trip(missing: int, seed: int, tmp_path: Path) -> None:
+    heat = heatmap(np.random.default_rng(seed), missing=missing)
+    heat.save(tmp_path / "map.npz")
+    again = kcompile.Heatmap.load(tmp_path / "map.npz")
+    for name in heat.__dataclass_fields__:
+        mine, want = getattr(again, name), getattr(heat, name)
+        if isinstance(want, np.ndarray):
+            assert mine.dtype == want.dtype
+            np.testing.assert_array_equal(mine, want)
+        else:
+            assert mine == want
+            assert type(mine) is type(want)
+    with np.load(tmp_path / "map.npz") as data:  # for others to read
+        np.testing.assert_array_equal(data["scores"], heat.scores)
+        np.testing.assert_array_equal(data["attribution"], heat.attribution())
+
+
+IMAGES = {
+    "none": None,
+    "rows and columns": np.random.default_rng(0).random(SIZE),
+    "channels last": np.random.default_rng(0).random((*SIZE, 3)),
+    "channels first, normalised": np.random.default_rng(0).standard_normal((3, *SIZE)),
+    "bytes": np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+def test_png(image: Any, seed: int, tmp_path: Path) -> None:
+    heat = heatmap(np.random.default_rng(seed))
+    figure = heat.plot(image)
+    heat.save(tmp_path / "map.png", image)
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    picture = imread(tmp_path / "map.png")
+    width, height = (round(120 * side) for side in figure.get_size_inches())
+    assert picture.shape == (height, width, 4)
+    colours = np.unique(picture[..., :3].reshape(-1, 3), axis=0)
+    assert len(colours) > 50, "the picture is empty"
+    assert len(figure.axes) == (2 if image is None else 3)
+    assert "class 1: probability" in figure.get_suptitle()
+
+
+def test_the_picture_shows_the_attribution(seed: int, tmp_path: Path) -> None:
+    heat = heatmap(np.random.default_rng(seed))
+    heat.save(tmp_path / "one.png")
+    heat.retarget(2).plot(path=tmp_path / "two.png", title="class 1: the same title")
+    heat.plot(path=tmp_path / "three.png", title="class 1: the same title")
+    assert (imread(tmp_path / "two.png") != imread(tmp_path / "three.png")).any()
+    shown = next(picture for picture in heat.plot().axes[0].images if picture.get_visible())
+    np.testing.assert_array_equal(np.asarray(shown.get_array().filled(np.nan)), heat.attribution())
+
+
+@pytest.mark.parametrize("missing", [0, 24])
+def test_interrupted_and_empty_maps_can_be_drawn(missing: int, seed: int) -> None:
+    heat = heatmap(np.random.default_rng(seed), missing=missing)
+    figure = heat.plot(np.zeros(SIZE))
+    assert ("interrupted" in figure.get_suptitle()) == bool(missing)
+
+
+def test_other_files_are_refused(seed: int, tmp_path: Path) -> None:
+    for name, said in (("map.jpg", r"\.jpg"), ("map", "without suffix")):
+        with pytest.raises(kcompile.InputError, match=rf"{said}; allowed are \.png and \.npz"):
+            heatmap(np.random.default_rng(seed)).save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_picture_of_another_kind_is_refused(seed: int) -> None:
+    with pytest.raises(kcompile.InputError, match=r"\(5, 20, 27\) can't be drawn"):
+        heatmap(np.random.default_rng(seed)).plot(np.zeros((5, *SIZE)))

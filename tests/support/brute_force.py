@@ -24,6 +24,7 @@ from tests.support.running import (
 )  # fmt: skip
 
 TRIALS = 8  # perturbations per position
+ROUNDS = 8  # images tried at most: a ReLU may stay closed for one of them
 
 
 def random_images(case: Case, count: int) -> Tensor:
@@ -80,10 +81,13 @@ def check_region(model: nn.Module, compiled: Compiled, case: Case, patch: Sequen
     check_sound(model, region, positions, base, patch)
     changed = changed_cells(model, case, positions, base, patch)
     assert changed.any(), "void: the op does not react"
-    predicted, hull = cells_of(region, changed.shape[1:]), hull_of(changed)
-    assert not (hull & ~predicted).any(), "a cell outside of the region changes"
-    if exact:
-        assert torch.equal(hull, predicted), "the region is larger than the change"
+    predicted = cells_of(region, changed.shape[1:])
+    for _ in range(ROUNDS):
+        assert not (hull_of(changed) & ~predicted).any(), "a cell outside of the region changes"
+        if not exact or torch.equal(hull_of(changed), predicted):
+            return
+        changed |= changed_cells(model, case, positions, random_images(case, 1), patch)
+    raise AssertionError("the region is larger than the change")
 
 
 def windows_of_image(compiled: Compiled, region: Region, patch: Sequence[int], positions: IntArray) -> Region:

@@ -95,7 +95,7 @@ class Gated(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.inner = conv(channels, channels)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(channels, 2, 1), nn.ReLU(), conv(2, channels, 1))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(channels, 2, 1), nn.SiLU(), conv(2, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)

@@ -5,9 +5,7 @@ The public names are loaded at first use; importing the package touches no devic
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
     from kcompile.core.errors import PositionError as PositionError
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
+    from kcompile.experiment import occlusion as occlusion
     from kcompile.heatmap import Heatmap as Heatmap
-    from kcompile.occlusion import occlusion as occlusion
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
     from kcompile.verification import verify as verify
 
@@ -31,7 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "analyze": "kcompile.analysis",
     "incrementalize": "kcompile.api",
-    "occlusion": "kcompile.occlusion",
+    "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
     "Heatmap": "kcompile.heatmap",
     "IncrementalModule": "kcompile.runtime.module",
@@ -58,17 +56,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'kcompile' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
-
-
-class _Package(ModuleType):
-    """Keeps the function `occlusion` reachable: importing the module `kcompile.occlusion` would put itself there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

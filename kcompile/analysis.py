@@ -11,8 +11,8 @@ from kcompile.api import example_batch, image_shape, patch_size
 from kcompile.core.errors import InputError
 from kcompile.core.plan import Placement
 from kcompile.core.region import Region
+from kcompile.experiment import grid
 from kcompile.extents import krypton_extents, own_boxes
-from kcompile.occlusion import grid
 from kcompile.passes.canonicalize import PASSES
 from kcompile.passes.capture import capture
 from kcompile.passes.infra import run_passes

@@ -15,9 +15,9 @@ from torch import Tensor
 from kcompile.api import incrementalize
 from kcompile.comparison import infer_in_full, judge, spread
 from kcompile.core.errors import InputError
+from kcompile.experiment import grid, occlusion
 from kcompile.heatmap import Heatmap
 from kcompile.loading import LoadedModel, load_model
-from kcompile.occlusion import grid, occlusion
 from kcompile.pictures import read_picture
 from kcompile.runtime.module import IncrementalModule
 

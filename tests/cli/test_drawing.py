@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kcompile import Heatmap, InputError
 from kcompile.drawing import draw, picture
-from kcompile.occlusion import grid
+from kcompile.experiment import grid
 
 
 def heat_map(drops: NDArray[Any]) -> Heatmap:

@@ -22,8 +22,9 @@ help:  ## list the targets
 demo: $(RUN_STAMP)  ## show an occlusion map, full against incremental (ARGS=... is passed on)
 	$(PY) -m examples.demo $(ARGS)
 
+# One process per core with one thread each: small maps gain nothing from more threads.
 test: $(DEV_STAMP)  ## run the default test suite (PYTEST_ARGS=... is passed on)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 slow: $(DEV_STAMP)  ## run the tests marked slow or zoo
 	$(PY) -m pytest -m "slow or zoo" $(PYTEST_ARGS)

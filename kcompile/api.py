@@ -97,25 +97,27 @@ def example_batch(model: nn.Module, image: tuple[int, ...]) -> Tensor:
 
 
 def _check_rows(model: nn.Module, example: Tensor) -> None:
-    """Refuse models in which one row of a batch changes another: NaN in row 0 must leave row 1 clean."""
-    probe = example.clone()
-    probe[0] = float("nan")
-    with torch.no_grad():
+    """Refuse models in which one row of a batch changes another: NaN in one row must leave the other clean."""
+    for bad in (0, 1):
+        probe = example.clone()
+        probe[bad] = float("nan")
         try:
-            leaves = tree_leaves(model(probe))
-        except Exception:  # capture says where a model looks at its values, unless it doesn't run at all
-            _check_runs(model, example)
-            return
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 2 and bool(leaf[1].isnan().any()):
-            raise ModelModeError(
-                "one row of a batch changes another (batch statistics, a norm over the batch, …): "
-                "patched copies cannot be inferred apart from each other"
-            )
-
-
-def _check_runs(model: nn.Module, example: Tensor) -> None:
-    try:
-        model(example)
-    except Exception as error:
-        raise InputError(f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}") from error
+            with torch.no_grad():
+                leaves = tree_leaves(model(probe))
+        except Exception as error:
+            raise InputError(
+                f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}"
+            ) from error
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                continue
+            if leaf.dim() and leaf.shape[0] == 2:
+                if bool(leaf[1 - bad].isnan().any()):
+                    raise ModelModeError(
+                        "one row of a batch changes another (batch statistics, a norm over the batch, …): "
+                        "patched copies cannot be inferred apart from each other"
+                    )
+            elif bool(leaf.isnan().any()):
+                raise ModelModeError(
+                    f"an output of shape {tuple(leaf.shape)} depends on the images, but has no row for each of them"
+                )

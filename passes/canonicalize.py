@@ -7,15 +7,17 @@ from kcompile.passes.batch_norm import FoldBatchNorm
 from kcompile.passes.constants import FoldConstants
 from kcompile.passes.infra import GraphPass
 from kcompile.passes.no_ops import DropNoOps
-from kcompile.passes.shapes import SelectToSlice, ViewToReshape
+from kcompile.passes.shapes import ContiguousForMemoryOps, SelectToSlice, SqueezeToDims, ViewToReshape
 
 __all__ = [
     "PASSES",
+    "ContiguousForMemoryOps",
     "DropNoOps",
     "FoldBatchNorm",
     "FoldConstants",
     "SelectToSlice",
     "SplitAveragePool",
+    "SqueezeToDims",
     "ViewToReshape",
 ]
 
@@ -23,8 +25,10 @@ PASSES: list[GraphPass] = [
     DropNoOps(),
     FoldConstants(),
     ViewToReshape(),
+    SqueezeToDims(),
     SelectToSlice(),
     FoldBatchNorm(),
     SplitAveragePool(),
     FoldConstants(),
+    ContiguousForMemoryOps(),
 ]

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import CaptureError, ModelModeError
+from kcompile.passes.infra import user_line
 
 _MODE_SENSITIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -48,11 +49,13 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own export
             program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
             program = program.run_decompositions({})
+            captured = _flat(program)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {_summary(error)}{_user_frame(error)}"
         ) from error
-    return _flat(program)
+    _check_random(captured.module)
+    return captured
 
 
 def check_mode(model: nn.Module) -> None:
@@ -65,6 +68,18 @@ def check_mode(model: nn.Module) -> None:
             f"the model is in training mode ({', '.join(active[:3])}{', …' if len(active) > 3 else ''} would use batch "
             "statistics or drop values): call model.eval() first"
         )
+
+
+def _check_random(module: fx.GraphModule) -> None:
+    """Refuse models that draw random numbers: two inferences of one image differ."""
+    for node in module.graph.nodes:
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.users
+        off = "dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False
+        if random and not off:
+            raise ModelModeError(
+                f"the model draws random numbers ({node.target}), so that two inferences of one image differ. Is a "
+                f"part of it in training mode? Call model.eval() first.\n  {user_line(node)}"
+            )
 
 
 def _summary(error: Exception) -> str:
@@ -90,6 +105,9 @@ def _flat(program: ExportedProgram) -> Captured:
     for node in list(graph.nodes):
         if node.op == "call_module" and not node.users:
             graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        node.replace_all_uses_with(node.args[1])  # what the model writes into its input or buffers stays in the graph
+        graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())
     output = next(node for node in graph.nodes if node.op == "output")
     leaves, out_spec = pytree.tree_flatten(output.args[0])

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
+from kcompile.core.errors import CaptureError
 from kcompile.core.plan import BaseTensor, Placement, Read
 from kcompile.passes.infra import aten, constant
 from kcompile.passes.place import Placed
@@ -40,14 +41,14 @@ class Emitted:
 def emit(module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned) -> Emitted:
     """Build front and tail from the canonical graph."""
     emitter = _Emitter(module, analysis, placed, planned)
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            if placed[node].placement is Placement.INCREMENTAL:
-                emitter.incremental(node)
-            elif placed[node].placement is Placement.DENSE:
-                emitter.dense(node)
-        elif node is analysis.image:
-            emitter.patch(node)
+    emitter.patch(analysis.image)
+    where = {Placement.INCREMENTAL: emitter.incremental, Placement.DENSE: emitter.project}
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    for node in [*calls, module.graph.output_node()]:
+        where.get(placed[node].placement if node in placed else Placement.DENSE, lambda _: None)(node)
+    for node in calls:  # the tail's inputs stand now: its batch is known from the first
+        if placed[node].placement is Placement.DENSE:
+            emitter.dense(node)
     return emitter.finish()
 
 
@@ -100,6 +101,13 @@ class _Emitter:
         self._describe(new, node, info.rule)
         self.front[node] = new
 
+    def project(self, node: fx.Node) -> None:
+        """Hand the tail the whole tensors that a dense node, or the output, reads of what is not dense."""
+        for slot, arg in enumerate(tensor_inputs(node)):
+            read = self.planned.reads.get((node.name, slot))
+            if read is not None:
+                self._project(read, arg)
+
     def dense(self, node: fx.Node) -> None:
         """A node on whole tensors, in the tail."""
         if node.target is aten.sym_size.int and self.placed.get(node.args[0]) and node.args[0] not in self.tail:  # type: ignore[arg-type]
@@ -140,6 +148,8 @@ class _Emitter:
                 next(slots)
                 outputs.append((constant(self.module, leaf),))
                 continue
+            if not isinstance(leaf.meta.get("val"), Tensor):
+                raise CaptureError(f"an output ({leaf}) is a number made from the batch's size, not a tensor with rows")
             outputs.append(len(results))
             results.append(self._dense_arg(output, leaf, slots))
         self.tail_graph.output(tuple(results))

@@ -75,7 +75,6 @@ def _activations(module: fx.GraphModule) -> tuple[str | None, ...]:
 def _activation(node: Any) -> str | None:
     while isinstance(node, fx.Node) and node.target in _SHAPE_ONLY:
         node = node.args[0]
-    name = (
-        str(node.target).split(".")[1].lstrip("_") if isinstance(node, fx.Node) and node.op == "call_function" else ""
-    )
+    schema = getattr(node.target, "_schema", None) if isinstance(node, fx.Node) else None
+    name = schema.name.split("::")[1].lstrip("_") if schema is not None else ""
     return name if name in {"softmax", "log_softmax", "sigmoid"} else None

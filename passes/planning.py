@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -123,7 +124,8 @@ def _bases(analysis: Analysis, requests: list[_Request]) -> dict[tuple[str, floa
 def _base(
     analysis: Analysis, arg: fx.Node, fill: float, padding: tuple[tuple[int, int], ...], maps: tuple[AxisMap, ...]
 ) -> BaseTensor:
-    name = arg.name if fill == 0.0 else f"{arg.name}_fill_{str(fill).replace('-', 'minus_').replace('.', '_')}"
+    value = re.sub(r"\W", "_", str(fill).replace("-", "minus_").replace("+", ""))
+    name = arg.name if fill == 0.0 else f"{arg.name}_fill_{value}"
     info = analysis.nodes.get(arg)
     if info is not None and info.record.out is not None:
         return BaseTensor(name, arg.name, info.record.out.shape, padding, fill, info.record.out.batched)

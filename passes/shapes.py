@@ -59,3 +59,54 @@ class ViewToReshape:
     def postcondition(self, module: fx.GraphModule) -> str | None:
         """No view is left."""
         return next((f"{node} is a view" for node in calls(module, *_VIEWS)), None)
+
+
+@dataclass(frozen=True)
+class SqueezeToDims:
+    """``squeeze()`` drops each dimension of one cell: at run time the batch too, if it is a single query."""
+
+    name: str = "squeeze-to-dims"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Name the dimensions, which are known: the captured batch is symbolic."""
+        squeezes = list(calls(module, aten.squeeze.default))
+        for node in squeezes:
+            image: Any = node.args[0]
+            dims = [i for i, size in enumerate(image.meta["val"].shape) if isinstance(size, int) and size == 1]
+            node.target, node.args = aten.squeeze.dims, (image, dims)
+        return finish(module, bool(squeezes))
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """No squeeze without dimensions is left."""
+        return next((f"{node} drops any dimension" for node in calls(module, aten.squeeze.default)), None)
+
+
+_MEMORY = (aten.as_strided.default, aten.view_as_complex.default, aten.view_as_real.default, aten.view.dtype)
+
+
+@dataclass(frozen=True)
+class ContiguousForMemoryOps:
+    """Ops that look at memory, not at shapes, get the layout that they were captured with."""
+
+    name: str = "contiguous-for-memory-ops"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Copy their input to contiguous memory."""
+        modified = False
+        for node in calls(module, *_MEMORY):
+            image: Any = node.args[0]
+            if image.target is aten.clone.default:
+                continue
+            with module.graph.inserting_before(node):
+                copy = module.graph.call_function(
+                    aten.clone.default, (image,), {"memory_format": torch.contiguous_format}
+                )
+            copy.meta = dict(image.meta)
+            node.update_arg(0, copy)
+            modified = True
+        return finish(module, modified)
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """Each of them reads a copy."""
+        left = [node for node in calls(module, *_MEMORY) if getattr(node.args[0], "target", None) != aten.clone.default]
+        return f"{left[0]} reads memory of any layout" if left else None

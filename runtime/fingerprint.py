@@ -11,8 +11,9 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Fingerprint:
     """Remembers a model's weights without a copy of them.
 
-    Where storage and version counter are as before, nothing was written. Otherwise (a move to another memory format, an
-    in-place write) contents are compared: a hash of their bits, and sums that weigh them by index.
+    Where storage and version counter are as before, nothing was written, except through ``.data``: a hash of the bits
+    tells. Otherwise (a move to another memory format, an in-place write) contents are compared: the hash, and sums that
+    weigh values by index.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -20,9 +21,11 @@ class Fingerprint:
         self._places = _places(model)
         self._contents = _contents(model)
 
-    def matches(self, model: nn.Module) -> bool:
-        """True if the weights hold the same values as before."""
+    def matches(self, model: nn.Module, *, hashed: bool = False) -> bool:
+        """True if the weights hold the same values as before; with ``hashed`` also after writes through ``.data``."""
         places = _places(model)
+        if hashed and places == self._places:
+            return _hashes(model) == [entry[0] for entry in self._contents]
         if places != self._places:
             if _contents(model) != self._contents:
                 return False
@@ -38,13 +41,18 @@ def _places(model: nn.Module) -> list[tuple[int, int]]:
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in _tensors(model)]
 
 
+def _bits(model: nn.Module) -> list[Tensor]:
+    return [t.detach().view(_INTEGERS[t.element_size()]) for t in _tensors(model) if t.numel() and not t.is_complex()]
+
+
+def _hashes(model: nn.Module) -> list[int]:
+    return [int(torch.hash_tensor(bits).view(torch.int64)) for bits in _bits(model)]
+
+
 def _contents(model: nn.Module) -> list[tuple[int, ...]]:
     """Some integers per tensor that depend on its values and their indices, but not on their order in memory."""
     with torch.no_grad():
-        bits = [
-            t.detach().view(_INTEGERS[t.element_size()]) for t in _tensors(model) if t.numel() and not t.is_complex()
-        ]
-        return [(int(torch.hash_tensor(b).view(torch.int64)), *_moments(b)) for b in bits]
+        return [(first, *_moments(bits)) for first, bits in zip(_hashes(model), _bits(model), strict=True)]
 
 
 def _moments(bits: Tensor) -> list[int]:

@@ -18,7 +18,14 @@ from kcompile.runtime.executor import Executor
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.notes import restore_notes, take_notes
-from kcompile.runtime.queries import as_positions, check_base_index, check_images, check_positions, patch_source
+from kcompile.runtime.queries import (
+    as_positions,
+    check_base_index,
+    check_images,
+    check_positions,
+    is_finite,
+    patch_source,
+)
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
 
 _GRAPHS = ("materializer", "front", "tail")
@@ -58,6 +65,7 @@ class IncrementalModule(nn.Module):
         self.base_output: Any = None
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
+        self._finite = True
         self._executor: Executor | None = None
         self._weights = Fingerprint(self.model)
         self.training = False
@@ -80,8 +88,9 @@ class IncrementalModule(nn.Module):
             InputError: Wrong shape, type or device.
             StaleWeightsError: The weights changed after compilation.
         """
-        self._check_weights()
+        self._check_weights(hashed=True)
         batch = check_images(image, self.plan, self._like)
+        self._finite = is_finite(batch)
         flat, sources = self.materializer(batch.contiguous(memory_format=torch.channels_last))
         self._store = BaseStore.fill(self.plan, sources, len(batch))
         self._flat_base = list(flat)
@@ -131,7 +140,9 @@ class IncrementalModule(nn.Module):
         source, sizes = patch_source(patches, self.plan, len(where), self._like)
         check_positions(where, self.plan, sizes)
         bases = check_base_index(base_index, len(where), self._store.count)
-        for rows, outputs in self.executor().stream(self._store, source, where, bases):
+        finite = self._finite and is_finite(patches)  # fused activations would turn NaN into 0
+        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail)
+        for rows, outputs in executor.stream(self._store, source, where, bases):
             yield rows, outputs, len(where)
 
     def restore(self, results: Sequence[Tensor]) -> Any:
@@ -173,10 +184,10 @@ class IncrementalModule(nn.Module):
             raise StaleWeightsError("this module holds no model to compile again")
         self.__dict__.update(self.recompile(self.model).__dict__)
 
-    def _check_weights(self) -> None:
+    def _check_weights(self, *, hashed: bool = False) -> None:
         if self.training:
             raise ModelModeError("the module is in training mode, but was compiled for inference: call inc.eval()")
-        if not self._weights.matches(self.model):
+        if not self._weights.matches(self.model, hashed=hashed):
             raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 
 
+def is_finite(values: Any) -> bool:
+    """True if no value is NaN or infinite."""
+    return bool(torch.isfinite(torch.as_tensor(values)).all())
+
+
 def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
     """An image [C, *S] or batch [B, C, *S] as a batch.
 
@@ -97,7 +102,11 @@ def patch_source(
         InputError: Wrong rank, channels, size, type or device; larger than the compiled patch shape.
     """
     channels, rank = plan.input_shape[0], len(plan.input_shape)
-    tensor = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, dtype=like.dtype, device=like.device)
+    try:
+        given = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, dtype=like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"patches must be numbers or a tensor, got {type(patches).__name__}: {error}") from error
+    tensor = given if isinstance(patches, Tensor) else given.to(like.device)
     if tensor.dim() <= 1:
         if tensor.dim() == 1 and tensor.shape[0] != channels:
             raise InputError(f"a patch of one value per channel needs {channels} values, got {tensor.shape[0]}")

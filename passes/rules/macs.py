@@ -15,6 +15,8 @@ def macs(record: OpRecord) -> int:
         return prod(record.inputs[1].shape[1:]) * prod(record.out.shape)
     if record.op.startswith("aten.conv_transpose"):
         return prod(record.inputs[1].shape[1:]) * prod(record.inputs[0].shape)
+    if any(not spec.shape for spec in record.inputs):
+        return 0  # the batch is folded into another dimension: the sizes per image are not known
     if record.op.startswith(("aten.mm", "aten.addmm", "aten.matmul", "aten.bmm")):
         return record.inputs[-2].shape[-1] * prod(record.out.shape)
     return 0

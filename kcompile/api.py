@@ -104,10 +104,9 @@ def _check_rows(model: nn.Module, example: Tensor) -> None:
         try:
             with torch.no_grad():
                 leaves = tree_leaves(model(probe))
-        except Exception as error:
-            raise InputError(
-                f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}"
-            ) from error
+        except Exception:  # capture says where a model looks at its values, unless it doesn't run at all
+            _check_runs(model, example)
+            return
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 continue
@@ -121,3 +120,11 @@ def _check_rows(model: nn.Module, example: Tensor) -> None:
                 raise ModelModeError(
                     f"an output of shape {tuple(leaf.shape)} depends on the images, but has no row for each of them"
                 )
+
+
+@torch.no_grad()
+def _check_runs(model: nn.Module, example: Tensor) -> None:
+    try:
+        model(example)
+    except Exception as error:
+        raise InputError(f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}") from error

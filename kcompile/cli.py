@@ -89,7 +89,7 @@ def explain(
         str | None, typer.Option("--roi", help="top,left,bottom,right in pixels: patches stay inside.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Overlay, PNG.")] = Path("heat.png"),
-    npz: Annotated[Path, typer.Option("--npz", help="All scores, NPZ.")] = Path("heat.npz"),
+    npz: Annotated[Path | None, typer.Option("--npz", help="All scores, NPZ; default: beside the picture.")] = None,
     compare: Annotated[
         int, typer.Option("--compare", min=0, help="Check so many positions against full inference, and time it.")
     ] = 0,
@@ -102,7 +102,7 @@ def explain(
         request = Request(
             image=image, model=model, weights=weights, num_classes=num_classes, size=size,
             patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2), value=value, target=target,
-            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
+            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz or out.with_suffix(".npz"), compare=compare,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
 

@@ -118,8 +118,9 @@ def picture(image: Any) -> np.ndarray[Any, Any]:
             f"a picture of shape {array.shape} can't be drawn; allowed are [H, W], [H, W, 3] and [3, H, W]"
         )
     low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 255:
+    if low < -0.1 or high > 255:
         array = (array - low) / ((high - low) or 1.0)  # a normalised image: stretch it
-    elif high > 1:
+    elif high > 2:  # resizing can overshoot 1 a little
         array = array / 255
+    array = array.clip(0, 1)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

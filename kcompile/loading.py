@@ -112,8 +112,8 @@ def _own(name: str, weights: str, size: int | None) -> LoadedModel:
         model = getattr(module, attribute)()
     except ModuleNotFoundError as error:
         raise InputError(f"can't import {place!r}: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"can't make a model with {name}: {error}") from error
+    except Exception as error:  # the user's own code: whatever it raises is told, not traced back
+        raise InputError(f"can't make a model with {name}, called without arguments: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
     own_weights = weights.lower() in ("default", "none")
@@ -151,7 +151,7 @@ def _standard(side: int, channels: int, own: Callable[[Tensor], Tensor] | None) 
 
     def prepare(picture: Picture) -> tuple[Tensor, Tensor]:
         tensor = picture if isinstance(picture, Tensor) else functional.to_tensor(picture)
-        tensor = functional.center_crop(functional.resize(tensor, [side], antialias=True), [side, side])
+        tensor = functional.center_crop(functional.resize(tensor, [side], antialias=True), [side, side]).clamp(0, 1)
         return tensor, own(tensor) if own else (tensor - mean) / std
 
     how = "the model's own preprocess function" if own else "ImageNet's mean and standard deviation"

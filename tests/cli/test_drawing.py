@@ -68,3 +68,11 @@ def test_pictures_of_any_range_and_layout() -> None:
         assert np.allclose(picture(image), np.repeat(grey[..., None], 3, axis=-1))
     with pytest.raises(InputError, match="can't be drawn"):
         picture(np.zeros((2, 5, 5)))
+
+
+def test_a_picture_a_little_beyond_white_stays_bright() -> None:
+    """Resizing overshoots: 1.000001 was once taken for the scale 0 … 255, and the overlay came out black."""
+    white = np.full((8, 8, 3), 1.000001)
+    assert picture(white).min() == 1.0
+    assert picture(np.full((8, 8), 255.0)).min() == 1.0
+    assert picture(np.full((8, 8), 128.0)).max() == pytest.approx(128 / 255)

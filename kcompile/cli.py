@@ -102,7 +102,8 @@ def explain(
         request = Request(
             image=image, model=model, weights=weights, num_classes=num_classes, size=size,
             patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2), value=value, target=target,
-            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz or out.with_suffix(".npz"), compare=compare,
+            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out,
+            npz=npz or out.with_suffix(".npz"), compare=compare,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
 

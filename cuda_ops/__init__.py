@@ -6,3 +6,6 @@ from kcompile.cuda_ops.schema import LIBRARY
 for _name in ("gather", "superimpose", "gather_superimpose"):
     LIBRARY.impl(_name, getattr(cpu, _name), "CPU")
     LIBRARY.impl(_name, getattr(reference, _name), "CUDA")
+for _name in ("crop", "resample"):
+    LIBRARY.impl(_name, getattr(reference, _name), "CPU")
+    LIBRARY.impl(_name, getattr(reference, _name), "CUDA")

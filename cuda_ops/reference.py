@@ -61,3 +61,58 @@ def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
 def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Tensor, extent: list[int]) -> Tensor:
     """`gather`, then `superimpose`, as one op."""
     return superimpose(gather(base, origins, extent), patch, offsets)
+
+
+def crop(window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: list[int], shift: list[int]) -> Tensor:
+    """Cut the wanted boxes out of results that are larger.
+
+    Args:
+        window: Results [N, C, *cells]; the first cell of each stands at ``start * stride - shift``.
+        start: [N, axes], where the window that the op read begins.
+        at: [N, axes], where the wanted box begins.
+        size: The box's cells per axis.
+        stride: Per axis, cells of the result per cell that was read.
+        shift: Per axis, as a transposed convolution's padding.
+
+    Returns:
+        [N, C, *size], channels-last in memory.
+    """
+    device = window.device
+    first = start.to(device) * torch.tensor(stride, device=device) - torch.tensor(shift, device=device)
+    rows = torch.arange(window.shape[0], device=device).unsqueeze(1)
+    origins = torch.cat([rows, at.to(device) - first], dim=1)
+    return torch.ops.kcompile.gather(window.movedim(1, -1).contiguous(), origins, size)  # type: ignore[no-any-return]
+
+
+def resample(
+    window: Tensor, start: Tensor, at: Tensor, size: list[int], index: list[Tensor], factor: list[Tensor]
+) -> Tensor:
+    """Weighted sums of cells, one axis after the other.
+
+    Args:
+        window: [N, C, *cells], beginning at ``start``.
+        start: [N, axes], where the windows begin in their tensor.
+        at: [N, axes], where the wanted boxes begin in the result's tensor.
+        size: The box's cells per axis.
+        index: Per axis the cells that each output reads, [out, taps]; empty for an axis that stays as it is.
+        factor: Per axis their factors, [out, taps]; empty where each output is a copy of one cell.
+
+    Returns:
+        [N, C, *size], channels-last in memory.
+    """
+    device = window.device
+    result = window.movedim(1, -1)
+    rows = torch.arange(window.shape[0], device=device)[:, None]
+    for axis, cells in enumerate(size):
+        wanted = at[:, axis, None].to(device) + torch.arange(cells, device=device)
+        if not index[axis].numel():
+            continue
+        reads = index[axis][wanted] - start[:, axis, None, None].to(device)
+        lines = result.movedim(axis + 1, 1)
+        if not factor[axis].numel():
+            summed = lines[rows, reads[:, :, 0]]
+        else:
+            by = factor[axis][wanted].reshape(*wanted.shape, -1, *(1,) * (lines.dim() - 2))
+            summed = sum(lines[rows, reads[:, :, tap]] * by[:, :, tap] for tap in range(reads.shape[2]))  # type: ignore[assignment]
+        result = summed.movedim(1, axis + 1)
+    return result.contiguous().movedim(-1, 1)

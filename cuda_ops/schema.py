@@ -16,6 +16,10 @@ LIBRARY.define("superimpose(Tensor window, Tensor patch, Tensor offsets) -> Tens
 LIBRARY.define(
     "gather_superimpose(Tensor base, Tensor patch, Tensor origins, Tensor offsets, SymInt[] extent) -> Tensor"
 )
+LIBRARY.define("crop(Tensor window, Tensor start, Tensor at, SymInt[] size, int[] stride, int[] shift) -> Tensor")
+LIBRARY.define(
+    "resample(Tensor window, Tensor start, Tensor at, SymInt[] size, Tensor[] index, Tensor[] factor) -> Tensor"
+)
 
 
 def channels_last_empty(like: Tensor, rows: int, channels: int, extent: list[int]) -> Tensor:
@@ -37,6 +41,20 @@ def _fake_gather_superimpose(
     return _fake_gather(base, origins, extent)
 
 
+def _fake_crop(
+    window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: list[int], shift: list[int]
+) -> Tensor:
+    return channels_last_empty(window, window.shape[0], window.shape[1], size)
+
+
+def _fake_resample(
+    window: Tensor, start: Tensor, at: Tensor, size: list[int], index: list[Tensor], factor: list[Tensor]
+) -> Tensor:
+    return channels_last_empty(window, window.shape[0], window.shape[1], size)
+
+
+torch.library.register_fake("kcompile::crop", _fake_crop, lib=LIBRARY)
+torch.library.register_fake("kcompile::resample", _fake_resample, lib=LIBRARY)
 torch.library.register_fake("kcompile::gather", _fake_gather, lib=LIBRARY)
 torch.library.register_fake("kcompile::superimpose", _fake_superimpose, lib=LIBRARY)
 torch.library.register_fake("kcompile::gather_superimpose", _fake_gather_superimpose, lib=LIBRARY)

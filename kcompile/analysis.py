@@ -90,7 +90,7 @@ def measure(graph: fx.GraphModule, image: tuple[int, ...], patch: tuple[int, ...
 
 def _layer(info: NodeInfo, placed: Placed, worst: tuple[int, ...] | None, own: Region | None) -> LayerAnalysis:
     assert info.record.out is not None
-    sizes = info.record.out.sizes
+    sizes = info.record.out.sizes or info.record.out.shape[1:]
     if placed.placement is Placement.REUSE:
         worst, mean, share, worst_share = (0,) * len(sizes), (0.0,) * len(sizes), 0.0, 0.0
     elif own is None or worst is None:

@@ -28,7 +28,8 @@ def incrementalize(
 
     Args:
         model: In eval mode; takes one image batch and treats its rows independently.
-        input_shape: (B, C, *S) or (C, *S) of the images; the batch size is ignored.
+        input_shape: (B, C, *S) or (C, *S) of the images; the batch size is ignored. One spatial axis or three of them
+            are told by as many numbers in ``patch_shape`` (or by the five of (B, C, D, H, W)).
         patch_shape: Largest patch, in pixels per axis; one number for a square.
         on_unsupported: What to do with ops without a spatial rule: compute them and what follows in full ("dense"), or
             raise ("error").
@@ -46,7 +47,7 @@ def incrementalize(
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    image = image_shape(input_shape)
+    image = image_shape(input_shape, len(patch_shape) if isinstance(patch_shape, Sequence) else 0)
     patch = patch_size(patch_shape, image)
     return _compile(image, patch, on_unsupported, model)
 
@@ -64,12 +65,21 @@ def _compile(
     return inc
 
 
-def image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """(C, H, W) of an input shape with or without batch; InputError otherwise."""
+def image_shape(input_shape: Sequence[int], axes: int = 0) -> tuple[int, ...]:
+    """(C, *S) of an input shape with or without batch; InputError otherwise.
+
+    Args:
+        input_shape: (B, C, *S) or (C, *S).
+        axes: Number of spatial axes, 1 to 3; 0 where the patch does not tell: 2, or 3 for an input of 5 sizes.
+    """
     shape = tuple(input_shape) if hasattr(input_shape, "__iter__") else (input_shape,)
-    image = shape[1:] if len(shape) == 4 else shape
-    if len(image) != 3 or not all(isinstance(size, Integral) and int(size) >= 1 for size in image):
-        raise InputError(f"input_shape is {shape}; allowed are (B, C, H, W) and (C, H, W) with sizes of at least 1")
+    axes = axes if 1 <= axes <= 3 else 3 if len(shape) == 5 else 2
+    image = shape[1:] if len(shape) == axes + 2 else shape
+    if len(image) != axes + 1 or not all(isinstance(size, Integral) and int(size) >= 1 for size in image):
+        names = ("L", "H, W", "D, H, W")[axes - 1]
+        raise InputError(
+            f"input_shape is {shape}; allowed are (B, C, {names}) and (C, {names}) with sizes of at least 1"
+        )
     return tuple(int(size) for size in image)
 
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 from kcompile.passes.average_pool import SplitAveragePool
 from kcompile.passes.batch_norm import FoldBatchNorm
 from kcompile.passes.constants import FoldConstants
+from kcompile.passes.grouping import ExpandWithoutSizes, GroupReshapes
 from kcompile.passes.infra import GraphPass
 from kcompile.passes.no_ops import DropNoOps
+from kcompile.passes.pieces import SelectToSqueeze, SplitToSlices, StackToCat
 from kcompile.passes.shapes import ContiguousForMemoryOps, SelectToSlice, SqueezeToDims, ViewToReshape
 
 __all__ = [
     "PASSES",
     "ContiguousForMemoryOps",
     "DropNoOps",
+    "ExpandWithoutSizes",
     "FoldBatchNorm",
     "FoldConstants",
+    "GroupReshapes",
     "SelectToSlice",
+    "SelectToSqueeze",
     "SplitAveragePool",
+    "SplitToSlices",
+    "StackToCat",
     "SqueezeToDims",
     "ViewToReshape",
 ]
@@ -25,8 +32,13 @@ PASSES: list[GraphPass] = [
     DropNoOps(),
     FoldConstants(),
     ViewToReshape(),
+    GroupReshapes(),
+    ExpandWithoutSizes(),
     SqueezeToDims(),
+    SplitToSlices(),
     SelectToSlice(),
+    SelectToSqueeze(),
+    StackToCat(),
     FoldBatchNorm(),
     SplitAveragePool(),
     FoldConstants(),

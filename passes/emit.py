@@ -7,6 +7,7 @@ boundary; `passes.cancel` removes those that undo each other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch.utils import _pytree as pytree
 import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
 from kcompile.core.errors import CaptureError
 from kcompile.core.plan import BaseTensor, Placement, Read
+from kcompile.passes.arrange import from_channels_first, to_channels_first
 from kcompile.passes.infra import aten, constant
 from kcompile.passes.place import Placed
 from kcompile.passes.planning import Planned
-from kcompile.passes.propagate import Analysis, tensor_inputs
-from kcompile.passes.rules.registry import Spatial
+from kcompile.passes.propagate import Analysis, NodeInfo, tensor_inputs
+from kcompile.passes.rules.registry import Spatial, Weights
 
 ops = torch.ops.kcompile
 
@@ -94,12 +96,59 @@ class _Emitter:
                 return self._read(read, self.front.get(arg), info.rule)
             return arg
 
+        answer = info.answer
+        if answer.weights is not None:
+            self.front[node] = self._resample(node, info, answer.weights)
+            return
         args, kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
-        target: Any = _resolve(info.answer.op) if info.answer.op else node.target
-        args, kwargs = _override(target, args, kwargs, dict(info.answer.overrides))
+        target: Any = _resolve(answer.op) if answer.op else node.target
+        overrides = dict(answer.overrides)
+        if answer.native:
+            overrides["padding"] = self._input(f"{self.planned.reads[node.name, 0].name}_padding")
+        args, kwargs = _override(target, args, kwargs, overrides)
         new = self.front_graph.call_function(target, args, kwargs, name=node.name)
         self._describe(new, node, info.rule)
-        self.front[node] = new
+        self.front[node] = new if answer.crop is None else self._crop(new, node, info, answer.crop)
+
+    def _resample(self, node: fx.Node, info: NodeInfo, weights: Sequence[Weights | None]) -> fx.Node:
+        """Weighted sums of cells, by the tables that the rule read off the op."""
+        assert info.record.out is not None
+        (arg,) = tensor_inputs(node)
+        read = self.planned.reads[node.name, 0]
+        window = self._read(read, self.front.get(arg), info.rule, arranged=False)
+        tables: tuple[list[fx.Node], list[fx.Node]] = ([], [])
+        for axis, w in enumerate(weights):
+            index = torch.empty(0, 0, dtype=torch.int64) if w is None else torch.from_numpy(w.index)
+            plain = w is None or w.factor is None
+            factor = torch.empty(0, 0) if plain else torch.from_numpy(w.factor)  # type: ignore[union-attr]
+            factor = factor.to(arg.meta["val"].dtype)
+            for nodes, kind, value in zip(tables, ("index", "factor"), (index, factor), strict=True):
+                nodes.append(self._buffer(f"{node.name}_{kind}_{axis}", value))
+        new = self.front_graph.call_function(
+            ops.resample.default, (window, *self._placed(read), *tables), name=node.name
+        )
+        self._describe(new, node, info.rule)
+        return from_channels_first(self.front_graph, new, info.axes, info.record.out.shape)
+
+    def _crop(self, new: fx.Node, node: fx.Node, info: NodeInfo, crop: Sequence[tuple[int, int]]) -> fx.Node:
+        """Cut the box out of a result that is larger."""
+        assert info.record.out is not None
+        read = self.planned.reads[node.name, 0]
+        laid = to_channels_first(self.front_graph, new, info.axes, info.record.out.shape)
+        strides, shifts = (list(values) for values in zip(*crop, strict=True))
+        box = self.front_graph.call_function(ops.crop.default, (laid, *self._placed(read), strides, shifts))
+        self._describe(box, node, info.rule)
+        return from_channels_first(self.front_graph, box, info.axes, info.record.out.shape)
+
+    def _placed(self, read: Read) -> tuple[fx.Node, ...]:
+        """Where the window of a placed read and its box begin, and the box's size."""
+        return tuple(self._input(f"{read.name}_{part}") for part in ("start", "at", "size"))
+
+    def _buffer(self, name: str, value: Tensor) -> fx.Node:
+        """A constant of the front: on the module that emit copies it from, under a name of its own."""
+        unique = f"kcompile_{name}"
+        self.module.register_buffer(unique, value)
+        return self.front_graph.get_attr(unique)
 
     def project(self, node: fx.Node) -> None:
         """Hand the tail the whole tensors that a dense node, or the output, reads of what is not dense."""
@@ -163,12 +212,20 @@ class _Emitter:
             last = next((placeholder for _, placeholder in reversed(self.whole.values())), None)
             with self.tail_graph.inserting_after(last):
                 placeholder = self.tail_graph.placeholder(read.name)
+            placeholder.meta["shape"] = self.planned.plan.base(read.base).shape
             self.whole[read.name] = (front, placeholder)
         return self.whole[read.name][1]
 
-    def _read(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
-        """Gather a window and superimpose the patch tensor."""
-        shape = self.planned.plan.base(read.base).shape
+    def _read(self, read: Read, patch: fx.Node | None, rule: str, arranged: bool = True) -> fx.Node:
+        """Gather a window and superimpose the patch tensor; ``arranged`` as the tensor itself is laid out."""
+        source = self.planned.plan.base(read.base)
+        laid = self._window(read, patch, rule)
+        return from_channels_first(self.front_graph, laid, source.axes, source.shape) if arranged else laid
+
+    def _window(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
+        """The window as gather makes it."""
+        source = self.planned.plan.base(read.base)
+        shape = source.shape
         base = self._input(f"base_{read.base}")
         origins, extent = self._input(f"{read.name}_origins"), self._input(f"{read.name}_extent")
         window = self.front_graph.call_function(ops.gather.default, (base, origins, extent), name=f"gather_{read.name}")
@@ -176,6 +233,8 @@ class _Emitter:
         if read.patch is None:
             return window
         assert patch is not None
+        if patch is not self.raw:
+            patch = to_channels_first(self.front_graph, patch, source.axes, shape)
         offsets = self._input(f"{read.name}_offsets")
         laid = self.front_graph.call_function(
             ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}"

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import VerificationError
 
@@ -76,6 +78,21 @@ def finish(module: fx.GraphModule, modified: bool) -> PassResult:
 def calls(module: fx.GraphModule, *targets: Any) -> Iterator[fx.Node]:
     """The call_function nodes of the given targets, in order; a snapshot, so that they may be erased."""
     yield from [node for node in module.graph.nodes if node.op == "call_function" and node.target in targets]
+
+
+def call(graph: fx.Graph, target: Any, args: tuple[Any, ...], origin: fx.Node) -> fx.Node:
+    """A new call that a pass puts in place of ``origin``: with its notes, and its own value for shapes."""
+    node = graph.call_function(target, args)
+    node.meta = dict(origin.meta)
+    mode = getattr(origin.meta.get("val"), "fake_mode", None)
+
+    def value(arg: Any) -> Any:
+        known = arg.meta.get("val") if isinstance(arg, fx.Node) else arg
+        real = isinstance(known, Tensor) and not isinstance(known, FakeTensor)
+        return mode.from_tensor(known) if real and mode is not None else known
+
+    node.meta["val"] = target(*pytree.tree_map(value, args, is_leaf=lambda leaf: isinstance(leaf, fx.Node)))
+    return node
 
 
 def constant(module: fx.GraphModule, node: Any) -> Tensor | None:

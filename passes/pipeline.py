@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from kcompile.core.plan import Plan
+from kcompile.passes.arrange import CancelArrangements
 from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, used_reads
 from kcompile.passes.canonicalize import PASSES
 from kcompile.passes.capture import capture
@@ -50,15 +51,28 @@ def compile_model(
         patch_shape: Patch size per axis, in pixels.
         on_unsupported: "dense" or "error", for ops without a spatial rule.
     """
-    captured = capture(model, example)
-    module = run_passes(captured.module, PASSES).module
     shape = tuple(int(size) for size in example.shape[1:])
+    return compile_captured(capture(model, example), shape, patch_shape, on_unsupported=on_unsupported)
+
+
+def compile_captured(
+    captured: Captured, shape: tuple[int, ...], patch_shape: tuple[int, ...], *, on_unsupported: str = "dense"
+) -> Compiled:
+    """As `compile_model`, of a graph that stands already.
+
+    Args:
+        captured: An ATen graph whose nodes carry ``meta["val"]``, with a symbolic batch.
+        shape: (C, *S) of one image.
+        patch_shape: Patch size per axis, in pixels.
+        on_unsupported: "dense" or "error", for ops without a spatial rule.
+    """
+    module = run_passes(captured.module, PASSES).module
     analysis = propagate(module, shape, patch_shape)
     placed = place(analysis, on_unsupported)
     planned = make_plan(analysis, placed, shape, patch_shape)
     verify_plan(planned.plan)
     emitted = emit(module, analysis, placed, planned)
-    front = run_passes(emitted.front, [CancelPairs(), FusePairs(), DropUnusedInputs()]).module
+    front = run_passes(emitted.front, [CancelPairs(), CancelArrangements(), FusePairs(), DropUnusedInputs()]).module
     plan = prune(planned.plan, used_reads(front))
     verify_plan(plan)
     tail = run_passes(emitted.tail, []).module

@@ -9,13 +9,15 @@ from typing import TypeAlias
 
 from torch import Tensor, fx
 
-from kcompile.core.axis_map import AxisMap, Everything, Identity, Sliding
+from kcompile.core.axis_map import AxisMap, Everything, Identity
 from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, Placement, Plan, Read
 from kcompile.passes.place import Placed
 from kcompile.passes.propagate import Analysis, tensor_inputs
 from kcompile.passes.rules.registry import Spatial
 
 Slot: TypeAlias = tuple[str, int]  # (consumer's name, index among its tensor inputs)
+BaseKey: TypeAlias = tuple[str, tuple[int, ...]]  # (source's name, its axes)
+Bases: TypeAlias = dict[tuple[BaseKey, float], BaseTensor]
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,19 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Request:
-    """A read before its base tensor is chosen."""
+    """A read before its base tensor is chosen; ``axes`` and ``rank`` are those that the consumer sees in ``arg``."""
 
     arg: fx.Node
     slot: Slot
     fill: float
     read: Read
+    axes: tuple[int, ...]
+    rank: int
+
+    @property
+    def key(self) -> BaseKey:
+        """What tells its base tensor from others, the fill aside."""
+        return self.arg.name, self.axes
 
 
 def make_plan(
@@ -48,7 +57,7 @@ def make_plan(
         if _leaves(placed, arg)
     ]
     bases = _bases(analysis, requests)
-    reads = {r.slot: replace(r.read, base=_base_name(r.arg, r.fill, r.read.maps, bases)) for r in requests}
+    reads = {r.slot: replace(r.read, base=_base_name(r, bases)) for r in requests}
     layers = tuple(
         _layer(analysis, placed, node) for node in analysis.nodes if analysis.nodes[node].record.out is not None
     )
@@ -67,13 +76,7 @@ def prune(plan: Plan, used: Iterable[str]) -> Plan:
 
 def overhang(maps: tuple[AxisMap, ...]) -> tuple[tuple[int, int], ...]:
     """Cells (low, high) per axis by which windows can stick out of their tensor."""
-    return tuple(_axis_overhang(m) for m in maps)
-
-
-def _axis_overhang(m: AxisMap) -> tuple[int, int]:
-    if not isinstance(m, Sliding):
-        return 0, 0
-    return max(m.padding, 0), max((m.out_size - 1) * m.stride - m.padding + m.span + 1 - m.in_size, 0)
+    return tuple(m.overhang for m in maps)
 
 
 def _leaves(placed: dict[fx.Node, Placed], arg: fx.Node) -> bool:
@@ -90,13 +93,21 @@ def _requests(analysis: Analysis, placed: dict[fx.Node, Placed], node: fx.Node) 
     elif node is analysis.image:
         sizes = info.record.out.sizes if info.record.out else ()
         whole = tuple(Identity(size) for size in sizes)
-        yield _Request(node, (node.name, 0), 0.0, Read("patch", "", RAW_PATCH, info.region, whole))
+        read = Read("patch", "", RAW_PATCH, info.region, whole)
+        yield _Request(node, (node.name, 0), 0.0, read, info.axes, len(info.axes) + 2)
     elif placement is Placement.INCREMENTAL and isinstance(info.answer, Spatial):
         for i, (arg, maps) in enumerate(zip(tensor_inputs(node), info.answer.maps, strict=False)):
             if maps is not None:
-                patch = analysis.nodes[arg].region if arg in analysis.nodes else None
+                source = analysis.nodes.get(arg)
                 name = node.name if i == 0 else f"{node.name}__{i}"
-                yield _Request(arg, (node.name, i), info.answer.fill, Read(name, "", patch, info.region, maps))
+                patch = source.region if source else None
+                answer = info.answer
+                read = Read(name, "", patch, info.region, maps, answer.placed, answer.native)
+                assert info.record.out is not None
+                axes, rank = info.axes, info.record.out.rank  # of what is not reached: as it is broadcast
+                if source and source.axes and source.record.out is not None:
+                    axes, rank = source.axes, source.record.out.rank
+                yield _Request(arg, (node.name, i), info.answer.fill, read, axes, rank)
 
 
 def _whole(analysis: Analysis, placed: dict[fx.Node, Placed], arg: fx.Node, slot: Slot) -> _Request:
@@ -104,44 +115,45 @@ def _whole(analysis: Analysis, placed: dict[fx.Node, Placed], arg: fx.Node, slot
     assert info.record.out is not None
     maps = tuple(Everything(size, size) for size in info.record.out.sizes)
     patch = info.region if placed[arg].placement is Placement.INCREMENTAL else None
-    return _Request(arg, slot, 0.0, Read(f"{arg.name}_whole", "", patch, None, maps))
+    read = Read(f"{arg.name}_whole", "", patch, None, maps)
+    return _Request(arg, slot, 0.0, read, info.axes, info.record.out.rank)
 
 
-def _bases(analysis: Analysis, requests: list[_Request]) -> dict[tuple[str, float], BaseTensor]:
+def _bases(analysis: Analysis, requests: list[_Request]) -> Bases:
     """One base tensor per tensor and fill; windows that never stick out share any of them."""
-    bases: dict[tuple[str, float], BaseTensor] = {}
+    bases: Bases = {}
     for r in sorted(requests, key=lambda r: not _sticks_out(r.read.maps)):  # those that need a fill come first
-        if not _sticks_out(r.read.maps) and any(name == r.arg.name for name, _ in bases):
+        if not _sticks_out(r.read.maps) and any(key == r.key for key, _ in bases):
             continue
-        old = bases.get((r.arg.name, r.fill))
+        old = bases.get((r.key, r.fill))
         padding = overhang(r.read.maps)
         if old is not None:
             padding = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(padding, old.padding, strict=True))
-        bases[r.arg.name, r.fill] = _base(analysis, r.arg, r.fill, padding, r.read.maps)
+        bases[r.key, r.fill] = _base(analysis, r, padding, {base.name for base in bases.values() if base is not old})
     return bases
 
 
-def _base(
-    analysis: Analysis, arg: fx.Node, fill: float, padding: tuple[tuple[int, int], ...], maps: tuple[AxisMap, ...]
-) -> BaseTensor:
-    value = re.sub(r"\W", "_", str(fill).replace("-", "minus_").replace("+", ""))
-    name = arg.name if fill == 0.0 else f"{arg.name}_fill_{value}"
-    info = analysis.nodes.get(arg)
+def _base(analysis: Analysis, r: _Request, padding: tuple[tuple[int, int], ...], taken: set[str]) -> BaseTensor:
+    value = re.sub(r"\W", "_", str(r.fill).replace("-", "minus_").replace("+", ""))
+    name = r.arg.name if r.fill == 0.0 else f"{r.arg.name}_fill_{value}"
+    while name in taken:  # one constant in two layouts
+        name += "_"
+    info = analysis.nodes.get(r.arg)
     if info is not None and info.record.out is not None:
-        return BaseTensor(name, arg.name, info.record.out.shape, padding, fill, info.record.out.batched)
-    constant = tuple(arg.meta["val"].shape)[-len(maps) - 1 :]  # (channels, *sizes), or less: missing ones are 1
-    shape = (1,) * (len(maps) + 1 - len(constant)) + constant
-    return BaseTensor(name, arg.name, shape, padding, fill, False)
+        return BaseTensor(name, r.arg.name, info.record.out.shape, padding, r.fill, info.record.out.batched, r.axes)
+    constant = tuple(r.arg.meta["val"].shape)[-(r.rank - 1) :]  # without batch; missing dimensions are 1
+    shape = (1,) * (r.rank - 1 - len(constant)) + constant
+    return BaseTensor(name, r.arg.name, shape, padding, r.fill, False, r.axes)
 
 
 def _sticks_out(maps: tuple[AxisMap, ...]) -> bool:
     return any(side > 0 for axis in overhang(maps) for side in axis)
 
 
-def _base_name(arg: fx.Node, fill: float, maps: tuple[AxisMap, ...], bases: dict[tuple[str, float], BaseTensor]) -> str:
-    if _sticks_out(maps):
-        return bases[arg.name, fill].name
-    return next(base.name for (name, _), base in bases.items() if name == arg.name)
+def _base_name(r: _Request, bases: Bases) -> str:
+    if _sticks_out(r.read.maps):
+        return bases[r.key, r.fill].name
+    return next(base.name for (key, _), base in bases.items() if key == r.key)
 
 
 def _layer(analysis: Analysis, placed: dict[fx.Node, Placed], node: fx.Node) -> Layer:

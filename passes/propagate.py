@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from kcompile.passes.infra import constant, user_line, user_module
 from kcompile.passes.numbering import RegionTable
 from kcompile.passes.record import OpRecord, TensorSpec
 from kcompile.passes.rules.macs import macs
-from kcompile.passes.rules.registry import Refusal, Spatial, spatial
+from kcompile.passes.rules.registry import Refusal, Spatial, rule_name, spatial
 
 __all__ = ["Analysis", "NodeInfo", "propagate", "rules"]
 
@@ -26,7 +26,8 @@ class NodeInfo:
     """What the walker found out about one node.
 
     ``answer`` is None where the patch cannot reach. ``region`` is a number in the table for nodes that have one: an
-    answer that is `Spatial` with all reached inputs in regions themselves.
+    answer that is `Spatial` with all reached inputs in regions themselves. ``axes`` are then the dimensions of the
+    result that are the image's spatial axes.
     """
 
     node: fx.Node
@@ -37,6 +38,7 @@ class NodeInfo:
     region: int | None
     module: str
     line: str
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape:
         if node.op == "get_attr":
             node.meta.setdefault("val", constant(module, node))
         if node.op == "placeholder":
-            record = OpRecord("input", {}, (), TensorSpec(image_shape, True, True))
+            axes = tuple(range(2, len(image_shape) + 1)) if node is image else ()
+            record = OpRecord("input", {}, (), TensorSpec(image_shape, True, True, axes))
             answer = Spatial(()) if node is image else None
-            found[node] = NodeInfo(node, record, 0, "input", answer, 0 if node is image else None, "", "")
+            found[node] = NodeInfo(node, record, 0, "input", answer, 0 if node is image else None, "", "", axes)
         elif node.op == "call_function":
             found[node] = _visit(node, found, table, batch)
     return Analysis(found, table, image)
@@ -80,22 +83,26 @@ def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape:
 
 def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: str) -> NodeInfo:
     reached = _reached(node, found, batch)
-    record = make_record(node, reached, batch)
+    record = make_record(node, {arg: found[arg].axes for arg in reached}, batch)
     where = (user_module(node), user_line(node))
     if not reached:
         return NodeInfo(node, record, macs(record), "reuse", None, None, *where)
-    name, answer = spatial(record)
-    region = None
+    blind = any(found[arg].region is None for arg in reached)  # such a node is dense: rules need not see it
+    name, answer = (rule_name(record.op), Refusal("an input of it is dense")) if blind else spatial(record)
+    region, axes = None, ()
     if isinstance(answer, Spatial):
         region = _region(node, answer, reached, found, table)
-    return NodeInfo(node, record, macs(record), name, answer, region, *where)
+        axes = answer.axes if answer.axes is not None else record.image.axes
+        out = replace(record.out, axes=axes) if record.out is not None else None
+        record = replace(record, out=out)
+    return NodeInfo(node, record, macs(record), name, answer, region, *where, axes)
 
 
 def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: str) -> set[fx.Node]:
     """The inputs that the patch can change; for a tensor [batch, …] the batch's size is not among them."""
     reached = {arg for arg in node.all_input_nodes if arg in found and found[arg].answer is not None}
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not (spec := _spec(value, False, batch)).batched or not spec.shape:
+    if not isinstance(value, Tensor) or not (spec := _spec(value, None, batch)).batched or not spec.shape:
         return reached
     return {arg for arg in reached if not isinstance(arg.meta.get("val"), (int, torch.SymInt))}
 
@@ -114,11 +121,11 @@ def _region(
     return table.number(sources, shape)
 
 
-def make_record(node: fx.Node, reached: set[fx.Node], batch: str) -> OpRecord:
-    """Resolve a call's arguments by its schema."""
-    inputs = tuple(_spec(arg.meta["val"], arg in reached, batch) for arg in tensor_inputs(node))
+def make_record(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: str) -> OpRecord:
+    """Resolve a call's arguments by its schema; ``reached`` gives the axes of what the patch can change."""
+    inputs = tuple(_spec(arg.meta["val"], reached.get(arg), batch) for arg in tensor_inputs(node))
     value = node.meta.get("val")
-    out = _spec(value, bool(reached), batch) if isinstance(value, Tensor) else None
+    out = _spec(value, () if reached else None, batch) if isinstance(value, Tensor) else None
     return OpRecord(_op_name(node), dict(_params(node, reached, batch)), inputs, out)
 
 
@@ -128,11 +135,11 @@ def _op_name(node: fx.Node) -> str:
     return str(node.target)
 
 
-def _params(node: fx.Node, reached: set[fx.Node], batch: str) -> Iterator[tuple[str, Any]]:
+def _params(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: str) -> Iterator[tuple[str, Any]]:
     def resolve(arg: Any) -> Any:
         if isinstance(arg, fx.Node):
             value = arg.meta.get("val")
-            return _spec(value, arg in reached, batch) if isinstance(value, Tensor) else value
+            return _spec(value, reached.get(arg), batch) if isinstance(value, Tensor) else value
         return [resolve(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
 
     schema = getattr(node.target, "_schema", None)
@@ -141,12 +148,11 @@ def _params(node: fx.Node, reached: set[fx.Node], batch: str) -> Iterator[tuple[
         yield argument.name, resolve(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
 
 
-def _spec(value: Tensor, reached: bool, batch: str) -> TensorSpec:
-    sizes = list(value.shape)
+def _spec(value: Tensor, axes: tuple[int, ...] | None, batch: str) -> TensorSpec:
+    """The spec of a tensor; ``axes`` is None for one that the patch cannot change."""
+    sizes, reached = list(value.shape), axes is not None
     batched = bool(sizes) and isinstance(sizes[0], torch.SymInt) and str(sizes[0]) == batch
     rest = sizes[batched:]
-    if not all(
-        isinstance(size, int) for size in rest
-    ):  # the batch is folded into another dimension: refused as unbatched
+    if not all(isinstance(size, int) for size in rest):  # the batch is folded into another dimension: as unbatched
         return TensorSpec((), False, reached)
-    return TensorSpec(tuple(rest), batched, reached)
+    return TensorSpec(tuple(rest), batched, reached, axes or (), str(value.dtype).removeprefix("torch."))

@@ -15,16 +15,30 @@ class TensorSpec:
         shape: Sizes without the batch for a ``batched`` tensor, all sizes for a constant.
         batched: True if its first dimension is the batch.
         reached: True if the patch can change it.
+        axes: Of a reached tensor with a region: the dimensions of its spatial axes, counting the batch as 0, in the
+            image's order: (2, 3) for [B, C, H, W], (1, 2) for [B, H, W, C]. The others hold channels.
+        dtype: As ``float32``.
     """
 
     shape: tuple[int, ...]
     batched: bool
     reached: bool
+    axes: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions, with the batch."""
+        return len(self.shape) + self.batched
+
+    def size(self, dim: int) -> int:
+        """Cells of one dimension of a batched tensor, counting the batch as 0."""
+        return self.shape[dim - 1]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the spatial axes of a batched [C, *sizes] tensor."""
-        return self.shape[1:]
+        """Cells per spatial axis."""
+        return tuple(self.size(axis) for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,17 @@ class OpRecord:
     params: Mapping[str, Any]
     inputs: tuple[TensorSpec, ...]
     out: TensorSpec | None
+
+    @property
+    def image(self) -> TensorSpec:
+        """The first tensor argument that the patch can change."""
+        return next(spec for spec in self.inputs if spec.reached)
+
+    def dims(self, name: str, rank: int) -> set[int]:
+        """An argument that names dimensions, as non-negative numbers; all of them if it names none."""
+        value = self.params.get(name)
+        given = range(rank) if value is None or value == [] else [value] if isinstance(value, int) else value
+        return {dim % rank for dim in given}
 
     def param(self, name: str, default: Any = None) -> Any:
         """The argument called ``name``."""

@@ -43,11 +43,11 @@ def _reads(plan: Plan) -> str | None:
         if base is None:
             return f"read {read.name}: no base tensor {read.base}"
         size = tuple(m.in_size for m in read.maps)
-        if base.shape[1:] != size:
+        if base.sizes != size:
             return f"read {read.name}: its maps read size {size}, {base.name} is {base.shape}"
         if read.target is not None and plan.regions[read.target].shape != tuple(m.out_size for m in read.maps):
             return f"read {read.name}: its maps do not give the size of r{read.target}"
-        if read.patch not in (None, RAW_PATCH) and plan.regions[read.patch or 0].shape != base.shape[1:]:
+        if read.patch not in (None, RAW_PATCH) and plan.regions[read.patch or 0].shape != base.sizes:
             return f"read {read.name}: the patch tensor r{read.patch} is not of the size of {base.name}"
         if any(
             need > have

@@ -22,7 +22,7 @@ class BaseStore:
 
         Args:
             plan: Names the base tensors.
-            sources: One tensor per base tensor, [B, C, *sizes] (constants without batch).
+            sources: One tensor per base tensor, of its own layout (constants without batch).
             count: Number of base images.
         """
         tensors = {base.name: _store(base, source) for base, source in zip(plan.bases, sources, strict=True)}
@@ -36,10 +36,13 @@ class BaseStore:
 
 def _store(base: BaseTensor, source: Tensor) -> Tensor:
     value = source if base.batched else source.reshape(1, *base.shape)
-    sizes = [size + low + high for size, (low, high) in zip(base.shape[1:], base.padding, strict=True)]
-    stored = value.new_full((value.shape[0], *sizes, base.shape[0]), base.fill)
-    inner = stored
+    channels = [dim for dim in range(1, value.dim()) if dim not in base.axes]
+    laid = value.permute(0, *base.axes, *channels)
+    inner = laid.flatten(len(base.axes) + 1) if channels else laid.unsqueeze(-1)
+    sizes = [size + low + high for size, (low, high) in zip(base.sizes, base.padding, strict=True)]
+    stored = value.new_full((value.shape[0], *sizes, inner.shape[-1]), base.fill)
+    place = stored
     for axis, (low, _) in enumerate(base.padding):
-        inner = inner.narrow(axis + 1, low, base.shape[axis + 1])
-    inner.copy_(value.movedim(1, -1))
+        place = place.narrow(axis + 1, low, base.sizes[axis])
+    place.copy_(inner)
     return stored

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
-# One more batch costs about 20 us of host time per op; a core does about 50 multiply-adds per nanosecond.
-OVERHEAD_MACS_PER_OP = 1e6
+# One more batch costs about 0.1 ms of host time per op, its geometry included; a core does about 50 multiply-adds a ns.
+OVERHEAD_MACS_PER_OP = 1e7
 FRONT_BATCH = 32
-TAIL_BYTES = 64 << 20
+TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Executor:
         self.ops = sum(node.op == "call_function" for node in self.front.graph.nodes)
         whole = [read for read in self.plan.reads if read.target is None]
         self.tail_values = sum(prod(self.plan.base(read.base).shape) for read in whole)
+        weights = sum(_bytes(self.tail, str(node.target)) for node in self.tail.graph.nodes if node.op == "get_attr")
+        self.tail_bytes = min(max(weights, TAIL_BYTES[0]), TAIL_BYTES[1])  # reading them once should not dominate
 
     def stream(
         self, store: BaseStore, patches: Callable[[IntArray], Tensor], positions: IntArray, base_index: IntArray
@@ -98,10 +101,13 @@ class Executor:
         bases = {read.name: base_index if batched[read.base] else np.zeros_like(base_index) for read in self.plan.reads}
         arrays: dict[str, IntArray] = {}
         for name, where in geometry(self.plan, positions, tuple(patches.shape[2:]), regions).items():
-            given[f"{name}_extent"] = list(where.extent)
+            given[f"{name}_extent"], given[f"{name}_padding"] = list(where.extent), list(where.padding)
             arrays[f"{name}_origins"] = np.concatenate([bases[name][:, None], where.origins], axis=1)
             if where.offsets is not None:
                 arrays[f"{name}_offsets"] = where.offsets
+            if where.start is not None and where.at is not None:
+                given[f"{name}_size"] = list(where.size)
+                arrays[f"{name}_start"], arrays[f"{name}_at"] = where.start, where.at
         given.update(_tensors(arrays, patches.device))
         return [given[name] for name in self.inputs]
 
@@ -113,7 +119,7 @@ class Executor:
         for rows, whole in fronts:
             waiting.append((rows, whole))
             queued = sum(len(r) for r, _ in waiting)
-            if queued * self.tail_values * whole[0].element_size() >= TAIL_BYTES:
+            if queued * self.tail_values * whole[0].element_size() >= self.tail_bytes:
                 yield self._tail(waiting)
                 waiting = []
         if waiting:
@@ -134,3 +140,8 @@ def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Ten
     joined = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays.values()])).to(device)
     parts = joined.split([array.size for array in arrays.values()])
     return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}
+
+
+def _bytes(module: fx.GraphModule, name: str) -> int:
+    value = attrgetter(name)(module)
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

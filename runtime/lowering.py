@@ -53,32 +53,33 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]]) -> fx.GraphModule:
+def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]], *, owned: bool = False) -> fx.GraphModule:
     """A copy of a graph module with its convolutions lowered; weights that aren't convolved are shared.
 
     Args:
         module: Front or tail.
         extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight
             layout by the size; a convolution that is not named reads its whole input.
+        owned: The module's inputs are nobody else's, so that a convolution may add into them.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, val_map={}))
     lowered = fx.GraphModule(module, graph, module.__class__.__name__)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.conv2d.default:
-            _lower_conv(lowered, node, extents.get(node.name, node.meta["input_sizes"][0]))
+            _lower_conv(lowered, node, extents.get(node.name, node.meta["input_sizes"][0]), owned)
     graph.eliminate_dead_code()
     graph.lint()
     lowered.recompile()
     return lowered
 
 
-def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int]) -> None:
+def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], owned: bool) -> None:
     image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
     value = _tensor(module, weight)
     if value is None or (bias is not None and _tensor(module, bias) is None):
         return
-    add, other = _residual(conv)
+    add, other = _residual(conv, owned)
     last = add or conv
     activation = _sole_user(last)
     attr, scalars = _activation(activation)
@@ -108,7 +109,8 @@ def _arguments(conv: fx.Node) -> list[Any]:
     defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
     given: list[Any] = [*conv.args, *defaults[len(conv.args) :]]
     image, weight, bias, stride, padding, dilation, groups = given
-    return [image, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups]
+    padding = padding if isinstance(padding, fx.Node) else _pair(padding)  # a node: known at run time
+    return [image, weight, bias, _pair(stride), padding, _pair(dilation), groups]
 
 
 def _pair(value: Any) -> list[int]:
@@ -138,7 +140,7 @@ def _activation(node: fx.Node | None) -> tuple[str, list[float]]:
     return name, [*given, *default[len(given) :]]
 
 
-def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+def _residual(conv: fx.Node, owned: bool) -> tuple[fx.Node | None, fx.Node | None]:
     """The addition that alone uses a convolution, and its other operand, if the sum can be formed in place."""
     add = _sole_user(conv)
     if add is None or add.target is not aten.add.Tensor or len(add.args) != 2 or add.kwargs:
@@ -148,7 +150,8 @@ def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
         return None, None
     same = other.meta.get("shape") == conv.meta.get("shape") is not None  # else one of them is broadcast
     whole = "read" not in other.meta or other.meta["read"].maps_are_identities
-    return (add, other) if str(other.target) in _FRESH and same and whole else (None, None)
+    fresh = owned if other.op == "placeholder" else str(other.target) in _FRESH
+    return (add, other) if fresh and same and whole else (None, None)
 
 
 def _pack(
@@ -157,6 +160,7 @@ def _pack(
     padding, stride, dilation, groups = geometry
     name = f"packed_{conv.name}"
     size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
+    padding = [0, 0] if isinstance(padding, fx.Node) else padding
     packed = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
     module.register_buffer(name, packed, persistent=False)
     with module.graph.inserting_before(conv):

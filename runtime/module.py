@@ -91,7 +91,7 @@ class IncrementalModule(nn.Module):
         self._check_weights(hashed=True)
         batch = check_images(image, self.plan, self._like)
         self._finite = is_finite(batch)
-        flat, sources = self.materializer(batch.contiguous(memory_format=torch.channels_last))
+        flat, sources = self.materializer(_channels_last(batch))
         self._store = BaseStore.fill(self.plan, sources, len(batch))
         self._flat_base = list(flat)
         self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
@@ -174,7 +174,10 @@ class IncrementalModule(nn.Module):
             front, tail = self.front, self.tail
             if available(self._like.dtype, self._like.device):
                 usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
-                front, tail = lower(front, {name: where.extent for name, where in usual.items()}), lower(tail, {})
+                front, tail = (
+                    lower(front, {name: where.extent for name, where in usual.items()}),
+                    lower(tail, {}, owned=True),
+                )
             self._executor = Executor(self.plan, front, tail)
         return self._executor
 
@@ -213,3 +216,8 @@ class IncrementalModule(nn.Module):
         elif current:
             self._weights = Fingerprint(self.model)
         return self
+
+
+def _channels_last(batch: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return batch.contiguous(memory_format=formats.get(batch.dim(), torch.contiguous_format))

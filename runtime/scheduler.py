@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kcompile.core.axis_map import AxisMap
 from kcompile.core.boxes import Boxes
 from kcompile.core.interval import IntArray, Interval
-from kcompile.core.plan import RAW_PATCH, Plan
+from kcompile.core.plan import RAW_PATCH, Plan, Read
 from kcompile.core.region import Region, evaluate
 
 FloatArray = npt.NDArray[np.float64]
@@ -27,12 +27,18 @@ class Geometry:
     """Where one read takes its windows for one batch.
 
     ``origins`` [N, axes] in padded coordinates of the base tensor, ``extent`` cells per axis, ``offsets`` [N, axes] of
-    the patch tensor inside the window (None for a read without one).
+    the patch tensor inside the window (None for a read without one). For a placed read, ``start`` and ``at`` [N, axes]
+    are where the window and the wanted box begin, each in its tensor without padding, and ``size`` is the box's extent.
+    ``padding`` is what the op adds itself to the window, per axis.
     """
 
     origins: IntArray
     extent: tuple[int, ...]
     offsets: IntArray | None
+    start: IntArray | None = None
+    at: IntArray | None = None
+    size: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
 
 
 def patch_regions(positions: IntArray, sizes: Sequence[int]) -> Region:
@@ -59,22 +65,40 @@ def geometry(
     """
     if regions is None:
         regions = evaluate(plan.regions, patch_regions(positions, sizes))
-    boxes = [Boxes.around(region, entry.shape) for region, entry in zip(regions, plan.regions, strict=True)]
+    boxes = [
+        Boxes.around(region, entry.shape, entry.units) for region, entry in zip(regions, plan.regions, strict=True)
+    ]
     raw = Boxes(positions, tuple(sizes))
     padding = {base.name: np.array([low for low, _ in base.padding], dtype=np.int64) for base in plan.bases}
-    windows: dict[tuple[int | None, tuple[AxisMap, ...]], Boxes] = {}
+    windows: dict[object, tuple[Boxes, tuple[int, ...]]] = {}
     result = {}
     for read in plan.reads:
-        key = (read.target, read.maps)
+        key = (read.target, read.maps, read.native)
         if key not in windows:
             windows[key] = (
-                _whole(read.maps, len(positions)) if read.target is None else boxes[read.target].window(read.maps)
+                (_whole(read.maps, len(positions)), ()) if read.target is None else _window(read, boxes[read.target])
             )
-        window = windows[key]
+        window, native = windows[key]
         over = None if read.patch is None else (raw if read.patch == RAW_PATCH else boxes[read.patch])
         offsets = None if over is None else over.offsets(window)
-        result[read.name] = Geometry(window.origins + padding[read.base], window.extent, offsets)
+        box = boxes[read.target] if read.placed and read.target is not None else None
+        where = (None, None, ()) if box is None else (window.origins, box.origins, box.extent)
+        result[read.name] = Geometry(window.origins + padding[read.base], window.extent, offsets, *where, native)
     return result
+
+
+def _window(read: Read, box: Boxes) -> tuple[Boxes, tuple[int, ...]]:
+    """The window of a read, and the padding that the op adds to it by itself.
+
+    Where a box spans an axis, the op reads the whole axis and pads it, which is less to copy and to multiply.
+    """
+    window = box.window(read.maps)
+    spans = [bool(p) and size == m.out_size for p, size, m in zip(read.native, box.extent, read.maps, strict=False)]
+    if not any(spans):
+        return window, (0,) * len(read.native)
+    extent = [m.in_size if whole else size for m, size, whole in zip(read.maps, window.extent, spans, strict=True)]
+    origins = np.where(spans, 0, window.origins)
+    return Boxes(origins, tuple(extent)), tuple(p * whole for p, whole in zip(read.native, spans, strict=True))
 
 
 def _whole(maps: Sequence[AxisMap], count: int) -> Boxes:

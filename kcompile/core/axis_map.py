@@ -2,7 +2,7 @@
 
 Each map answers two questions. ``region``: if the input may differ from the base inside this interval, where may the
 output differ? ``window``: to compute the output inside this interval, which input cells must be read? A window may
-stick out of the input: the cells outside are the op's own padding.
+stick out of the input by up to the ``overhang``: the cells outside are the op's own padding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import TypeAlias
 import numpy as np
 
 from kcompile.core.interval import Interval
+from kcompile.core.resize_maps import Blocks, Table, Transposed
+
+__all__ = ["AxisMap", "Blocks", "Everything", "Identity", "Sliding", "Table", "Transposed"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Identity:
     def out_size(self) -> int:
         """Cells of the output along this axis."""
         return self.size
+
+    @property
+    def overhang(self) -> tuple[int, int]:
+        """Windows lie inside the input."""
+        return 0, 0
 
     def region(self, changed: Interval) -> Interval:
         """The changed interval itself."""
@@ -63,6 +71,12 @@ class Sliding:
         """Distance between the first and the last tap, in cells."""
         return (self.kernel - 1) * self.dilation
 
+    @property
+    def overhang(self) -> tuple[int, int]:
+        """Cells (low, high) by which windows can stick out of the input."""
+        last = (self.out_size - 1) * self.stride - self.padding + self.span
+        return max(self.padding, 0), max(last + 1 - self.in_size, 0)
+
     def region(self, changed: Interval) -> Interval:
         """``[max(0, ceil((lo + p - span)/s)), min(W, floor((hi - 1 + p)/s) + 1))``; empty stays empty."""
         low = -((self.span - self.padding - changed.lo) // self.stride)
@@ -83,6 +97,11 @@ class Everything:
     in_size: int
     out_size: int
 
+    @property
+    def overhang(self) -> tuple[int, int]:
+        """Windows lie inside the input."""
+        return 0, 0
+
     def region(self, changed: Interval) -> Interval:
         """The whole output, unless nothing changed."""
         return Interval.of(np.zeros_like(changed.lo), np.full_like(changed.lo, self.out_size)).where(~changed.empty)
@@ -92,4 +111,4 @@ class Everything:
         return Interval.of(np.zeros_like(wanted.lo), np.full_like(wanted.lo, self.in_size)).where(~wanted.empty)
 
 
-AxisMap: TypeAlias = Identity | Sliding | Everything
+AxisMap: TypeAlias = Identity | Sliding | Everything | Blocks | Transposed | Table

@@ -13,7 +13,7 @@ from kcompile.core import axis_map, region
 from kcompile.core.axis_map import AxisMap
 from kcompile.core.region import RegionDef
 
-FORMAT = 1
+FORMAT = 2
 RAW_PATCH = -1  # as `Read.patch`: the user's patches at their positions, before they are cropped to the image
 
 
@@ -29,8 +29,9 @@ class Placement(StrEnum):
 class BaseTensor:
     """A tensor of the base image that queries read, kept channels-last and padded once.
 
-    ``shape`` is (channels, *sizes), ``padding`` the cells (low, high) added per axis, ``fill`` their value. A constant
-    (``batched`` false) is the same for all base images.
+    ``shape`` leaves out the batch; ``axes`` are the dimensions of its spatial axes, counting the batch as 0: (2, 3) for
+    [B, C, H, W], (1, 2) for [B, H, W, C]. The others are channels. ``padding`` is the cells (low, high) added per axis,
+    ``fill`` their value. A constant (``batched`` false) is the same for all base images.
     """
 
     name: str
@@ -39,6 +40,12 @@ class BaseTensor:
     padding: tuple[tuple[int, int], ...]
     fill: float
     batched: bool
+    axes: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Cells per spatial axis, without padding."""
+        return tuple(self.shape[axis - 1] for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,9 @@ class Read:
     """One gather, and superimpose if ``patch`` is set, at the boundary of an op.
 
     The op computes region ``target``; through ``maps`` this asks for a window of ``base``. ``patch`` is the region of
-    the tensor that is laid over the window. A read without a target takes the whole tensor, for a dense op.
+    the tensor that is laid over the window. A read without a target takes the whole tensor, for a dense op. ``placed``
+    is set for ops that must be told where the window and the wanted box begin. ``native`` is the padding per axis that
+    the op adds itself where the box spans the whole axis (empty for ops that never do).
     """
 
     name: str
@@ -54,6 +63,8 @@ class Read:
     patch: int | None
     target: int | None
     maps: tuple[AxisMap, ...]
+    placed: bool = False
+    native: tuple[int, ...] = ()
 
     @property
     def maps_are_identities(self) -> bool:
@@ -67,7 +78,7 @@ class Layer:
     """One node of the canonical graph and what was decided for it.
 
     ``macs`` counts the multiply-adds of one full inference; ``region`` is an index into the plan's table (None: the
-    patch cannot reach it, or it is dense). ``shape`` is (channels, *sizes) or the shape without batch.
+    patch cannot reach it, or it is dense). ``shape`` is the shape without batch.
     """
 
     name: str
@@ -157,7 +168,7 @@ _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Plan, Layer, Read, BaseTensor, region.InputRegion, region.MappedRegion,
-        axis_map.Identity, axis_map.Sliding, axis_map.Everything,
+        axis_map.Identity, axis_map.Sliding, axis_map.Everything, axis_map.Blocks, axis_map.Transposed, axis_map.Table,
     )
 }  # fmt: skip
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import lcm
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from kcompile.core.axis_map import AxisMap
+from kcompile.core.axis_map import AxisMap, Blocks
 from kcompile.core.interval import BoolArray, IntArray, Interval
 
 
@@ -81,6 +82,11 @@ class InputRegion:
 
     shape: tuple[int, ...]
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Per axis the cells that stand or fall together."""
+        return (1,) * len(self.shape)
+
 
 @dataclass(frozen=True)
 class MappedRegion:
@@ -93,6 +99,12 @@ class MappedRegion:
     sources: tuple[int, ...]
     maps: tuple[tuple[AxisMap, ...], ...]
     shape: tuple[int, ...]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Per axis the cells that stand or fall together: an op that writes blocks writes whole ones."""
+        factors = [[m.factor if isinstance(m, Blocks) else 1 for m in axis] for axis in zip(*self.maps, strict=True)]
+        return tuple(lcm(*axis) for axis in factors)
 
 
 RegionDef: TypeAlias = InputRegion | MappedRegion

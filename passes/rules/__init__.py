@@ -1,5 +1,5 @@
 """Spatial rules: one file per kind of op. Importing this package fills the registry."""
 
-from kcompile.passes.rules import borders, channels, conv, pointwise, pool, shape
+from kcompile.passes.rules import borders, channels, conv, layout, pointwise, pool, resize
 
-__all__ = ["borders", "channels", "conv", "pointwise", "pool", "shape"]
+__all__ = ["borders", "channels", "conv", "layout", "pointwise", "pool", "resize"]

@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
+
 from kcompile.core.axis_map import AxisMap, Everything, Identity
 from kcompile.passes.record import OpRecord, TensorSpec
 from kcompile.passes.rules.registry import Refusal, Spatial, rule
 
-UNARY = (
-    "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "elu",
-    "mish", "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "clamp_max",
-    "reciprocal",
-)  # fmt: skip
-BINARY = (
-    "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar",
-    "pow.Tensor_Scalar", "maximum.default", "minimum.default", "addcmul.default",
+
+def _names() -> Iterator[str]:
+    """Every functional op of ATen that PyTorch itself marks as pointwise and that throws no dice."""
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        for overload in packet.overloads() if hasattr(packet, "overloads") else ():
+            op = getattr(packet, overload)
+            tags, schema = op.tags, op._schema
+            if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags or schema.is_mutable:
+                continue
+            if len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor":
+                yield str(op)
+
+
+# Pointwise, though not marked: compositions of marked ones, and a change of type.
+_UNMARKED = (
+    "aten.relu6.default", "aten.hardswish.default", "aten.mish.default", "aten.selu.default", "aten.celu.default",
+    "aten._to_copy.default", "aten.to.dtype", "aten.log_sigmoid.default", "aten.log_sigmoid_forward.default",
+    "aten.prelu.default", "aten.square.default", "aten.softsign.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
+    "aten.nan_to_num.default", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.type_as.default",
 )  # fmt: skip
 
 
-@rule(*(f"aten.{name}.default" for name in UNARY), *(f"aten.{name}" for name in BINARY))
+@rule(*dict.fromkeys([*_names(), *_UNMARKED]))
 def pointwise(record: OpRecord) -> Spatial | Refusal:
     """The region of the result is the hull of the inputs' regions (Krypton section 3.3, eq. 22).
 
     Inputs are aligned from the right, as broadcasting does. An input of one cell along an axis is read by all cells.
     """
     assert record.out is not None
-    sizes = record.out.sizes
-    if not sizes:
-        return Refusal("its tensors have no spatial axes")
-    if any(spec.batched and len(spec.sizes) != len(sizes) for spec in record.inputs):
+    out, axes = record.out, _axes(record)
+    if axes is None:
+        return Refusal("it joins tensors that are laid out differently")
+    if any(spec.batched and spec.rank != out.rank for spec in record.inputs):
         return Refusal("it broadcasts a tensor without spatial axes over the map")
-    return Spatial(tuple(_maps(spec, sizes) for spec in record.inputs))
+    sizes = tuple(out.size(axis) for axis in axes)
+    channels = record.inputs[0].shape[0] if record.op == "aten.prelu.default" else 1
+    if channels != 1 and record.inputs[1].shape[0] != 1 and axes[0] == 1:
+        return Refusal("its slopes differ along an axis of the map")
+    slopes = record.op == "aten.prelu.default"
+    return Spatial(
+        tuple(None if slopes and i else _maps(spec, out.rank, axes, sizes) for i, spec in enumerate(record.inputs)),
+        axes=axes,
+    )
 
 
-def _maps(spec: TensorSpec, sizes: tuple[int, ...]) -> tuple[AxisMap, ...] | None:
+def _axes(record: OpRecord) -> tuple[int, ...] | None:
+    """The axes that all reached inputs share, or None."""
+    found = {spec.axes for spec in record.inputs if spec.reached}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _maps(spec: TensorSpec, rank: int, axes: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[AxisMap, ...] | None:
     """Axis maps of one input, or None for a constant that is the same for all cells."""
-    mine = spec.sizes if spec.batched else spec.shape[-len(sizes) :]
-    mine = (1,) * (len(sizes) - len(mine)) + mine
+    own = (1,) * (rank - spec.rank) + ((1,) if spec.batched else ()) + spec.shape  # as broadcast, batch first
+    mine = tuple(own[axis] for axis in axes)
     if not spec.batched and all(size == 1 for size in mine):
         return None
     return tuple(Identity(out) if size == out else Everything(size, out) for size, out in zip(mine, sizes, strict=True))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kcompile.core.axis_map import Identity, Sliding
+from kcompile.core.axis_map import AxisMap, Identity, Sliding
 from kcompile.passes.record import OpRecord
 from kcompile.passes.rules.registry import Refusal, Spatial, rule
+from kcompile.passes.rules.resize import resampled
 
 
 @rule("aten.max_pool2d.default", "aten.max_pool1d.default", "aten.max_pool3d.default")
@@ -13,9 +14,7 @@ def max_pool(record: OpRecord) -> Spatial | Refusal:
 
     ``ceil_mode`` only adds outputs at the high side: the map follows from the output's size.
     """
-    maps = _sliding(record)
-    axes = len(maps)
-    return Spatial((maps,), fill=float("-inf"), overrides=(("padding", [0] * axes), ("ceil_mode", False)))
+    return _pool(record, _sliding(record), float("-inf"))
 
 
 @rule("aten.avg_pool2d.default", "aten.avg_pool1d.default", "aten.avg_pool3d.default")
@@ -24,11 +23,22 @@ def avg_pool(record: OpRecord) -> Spatial | Refusal:
 
     The divisor must be the same for all outputs; `passes.average_pool` has rewritten those where it isn't.
     """
-    maps = _sliding(record)
-    overrides = (("padding", [0] * len(maps)), ("ceil_mode", False))
-    if record.param("divisor_override") is None and not all(_divides_evenly(m, record) for m in maps):
+    pooled = _sliding(record)
+    uneven = any(not _divides_evenly(pooled[axis], record) for axis in record.image.axes if axis in pooled)
+    if record.param("divisor_override") is None and uneven:
         return Refusal("its divisor varies along the border")
-    return Spatial((maps,), overrides=overrides)
+    return _pool(record, pooled, 0.0)
+
+
+def _pool(record: OpRecord, pooled: dict[int, Sliding], fill: float) -> Spatial | Refusal:
+    """Pool the image's axes on windows, other dimensions (as local response norms do) as they are."""
+    image = record.image
+    maps: tuple[AxisMap, ...] = tuple(pooled.get(axis, Identity(image.size(axis))) for axis in image.axes)
+    others = [m for dim, m in pooled.items() if dim not in image.axes]
+    if record.param("ceil_mode", False) and any(m.out_size != m.in_size for m in others):
+        return Refusal("it pools channels, with ceil_mode")
+    padding = [0 if dim in image.axes else m.padding for dim, m in pooled.items()]
+    return Spatial((maps,), fill=fill, overrides=(("padding", padding), ("ceil_mode", False)))
 
 
 def _divides_evenly(m: Sliding, record: OpRecord) -> bool:
@@ -38,27 +48,36 @@ def _divides_evenly(m: Sliding, record: OpRecord) -> bool:
     return (m.padding == 0 or low == m.padding) and last <= m.in_size + low
 
 
-@rule("aten.adaptive_avg_pool2d.default")
+@rule("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default")
 def adaptive_avg_pool(record: OpRecord) -> Spatial | Refusal:
-    """Equal windows, if each axis divides evenly: a plain average pool of kernel and stride ``in // out``."""
+    """Output i averages inputs ``[floor(i*in/out), ceil((i+1)*in/out))``.
+
+    Where each axis divides evenly that is a plain average pool of kernel and stride ``in // out``; else a resampling.
+    """
     assert record.out is not None
-    pairs = list(zip(record.inputs[0].sizes, record.out.sizes, strict=True))
-    if all(size == out for size, out in pairs):
-        return Spatial((tuple(Identity(size) for size, _ in pairs),))
+    image, axes = record.image, int(record.op[-len("d.default") - 1])
+    dims = range(image.rank - axes, image.rank)
+    pairs = [(image.size(dim), record.out.size(dim)) for dim in dims]
+    if any(size != out for dim, (size, out) in zip(dims, pairs, strict=True) if dim not in image.axes):
+        return Refusal("it pools another dimension than space")
     if any(size % out for size, out in pairs):
-        return Refusal(f"adaptive pooling from {record.inputs[0].sizes} to {record.out.sizes} has unequal windows")
-    kernel = [size // out for size, out in pairs]
-    maps = tuple(Sliding(k, k, 0, 1, size, out) for k, (size, out) in zip(kernel, pairs, strict=True))
+        return resampled(record)
+    each = [Sliding(size // out, size // out, 0, 1, size, out) for size, out in pairs]
+    pooled: dict[int, AxisMap] = {dim: m for dim, m in zip(dims, each, strict=True) if m.kernel > 1}
+    maps = tuple(pooled.get(axis, Identity(image.size(axis))) for axis in image.axes)
+    kernel = [m.kernel for m in each]
     overrides = (("kernel_size", kernel), ("stride", kernel), ("padding", [0] * len(kernel)))
-    return Spatial((maps,), op="aten.avg_pool2d.default", overrides=overrides)
+    return Spatial((maps,), op=f"aten.avg_pool{axes}d.default", overrides=overrides)
 
 
-def _sliding(record: OpRecord) -> tuple[Sliding, ...]:
+def _sliding(record: OpRecord) -> dict[int, Sliding]:
+    """The map of each pooled dimension, counting the batch as 0."""
     assert record.out is not None
-    sizes = record.inputs[0].sizes
-    axes = len(sizes)
+    image, axes = record.image, int(record.op[-len("d.default") - 1])
+    dims = range(image.rank - axes, image.rank)
     kernel = record.ints("kernel_size", axes)
     stride, padding = record.ints("stride", axes, kernel), record.ints("padding", axes, 0)
-    dilation = record.ints("dilation", axes)
-    parts = zip(kernel, stride, padding, dilation, sizes, record.out.sizes, strict=True)
-    return tuple(Sliding(*part) for part in parts)
+    parts = zip(kernel, stride, padding, record.ints("dilation", axes), strict=True)
+    return {
+        dim: Sliding(*part, image.size(dim), record.out.size(dim)) for dim, part in zip(dims, parts, strict=True)
+    }

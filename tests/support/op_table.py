@@ -91,8 +91,8 @@ def _average(name: str, *args: Any, **options: Any) -> Case:
     return Case(f"average pool {name}", lambda: nn.AvgPool2d(*args, **options), offset=20.0)
 
 
-def _adaptive(out: Any, refused: str | None = None) -> Case:
-    return Case(f"adaptive average pool to {out}", lambda: nn.AdaptiveAvgPool2d(out), refused=refused)
+def _adaptive(out: Any) -> Case:
+    return Case(f"adaptive average pool to {out}", lambda: nn.AdaptiveAvgPool2d(out))
 
 
 POOLS = [
@@ -123,7 +123,7 @@ POOLS = [
     _adaptive((3, 11)),
     _adaptive((9, 1)),
     _adaptive(1),
-    _adaptive((4, 5), refused="unequal windows"),
+    _adaptive((4, 5)), _adaptive((2, 11)), _adaptive((12, 20)),
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -180,8 +180,8 @@ BORDERS = [
     _pad("all sides", 1, 2, 3, 4), _pad("columns", 2, 0), _pad("with a value", 1, 0, 0, 2, value=-3.5),
     _op("constant_pad_nd", [2, 0, 1, 1], 1.5),
     _pad("crop", -1, -2, -3, -1), _pad("crop and pad", 2, -3, -1, 2, value=1.0),
-    *(_pad(mode, 1, 1, 1, 1, mode=mode, refused="no rule") for mode in ("reflect", "replicate", "circular")),
-    _pad("channels", 0, 0, 0, 0, 1, 1, refused="another dimension than space"),
+    *(_pad(mode, 2, 1, 3, 0, mode=mode) for mode in ("reflect", "replicate", "circular")),
+    _pad("channels", 0, 0, 0, 0, 1, 1), _pad("channels and columns", 1, 2, 0, 0, 1, 0, value=2.0),
     Case("slice of rows", lambda: Call(lambda x: x[:, :, 1:7])),
     Case("slice of columns from the end", lambda: Call(lambda x: x[..., -7:-1])),
     Case("slice of rows with steps", lambda: Call(lambda x: x[:, :, 1::2])),
@@ -191,16 +191,16 @@ BORDERS = [
 ]  # fmt: skip
 
 OTHERS = [
-    Case("no rule", lambda: Call(lambda x: x.cumsum(2)), refused="no spatial rule for aten.cumsum.default"),
-    Case("flip", lambda: Call(partial(torch.flip, dims=(3,))), refused="no spatial rule for aten.flip.default"),
+    Case("no rule", lambda: Call(lambda x: x.cummax(2).values), refused="no spatial rule for aten.cummax.default"),
+    Case("flip", lambda: Call(partial(torch.flip, dims=(3,)))),
     Case("batch norm folded", lambda: nn.Sequential(conv(4, 3, stride=2), nn.BatchNorm2d(3))),
     Case("batch norm folded, same", lambda: nn.Sequential(conv(4, 3, padding="same"), nn.BatchNorm2d(3))),
     Case("batch norm unfolded", lambda: nn.BatchNorm2d(4)),
     Case("batch norm without factors", lambda: nn.BatchNorm2d(4, affine=False)),
     Case("dropout", lambda: nn.Sequential(conv(4, 3), nn.Dropout(0.9), nn.Dropout2d(0.9))),
     Case("sum over rows", lambda: Call(lambda x: x.sum(2)), refused="reduces"),
-    Case("log softmax over columns", lambda: nn.LogSoftmax(3), refused="reduces"),
-    Case("softmax over space", lambda: nn.Softmax(2), refused="reduces"),
+    Case("log softmax over columns", lambda: nn.LogSoftmax(3), refused="along an axis"),
+    Case("softmax over space", lambda: nn.Softmax(2), refused="along an axis"),
     Case("softmax over channels", lambda: nn.Softmax(1)),
     Case("log softmax over channels", lambda: nn.LogSoftmax(-3)),
     Case("mean over channels", lambda: Call(lambda x: x.mean(1, keepdim=True))),
@@ -208,8 +208,8 @@ OTHERS = [
     Case("amax over channels", lambda: Call(lambda x: x.amax(1, keepdim=True))),
     Case("amin over channels", lambda: Call(lambda x: x.amin(1, keepdim=True))),
     Case("mean over all", lambda: Call(lambda x: x.mean((1, 2, 3), keepdim=True)), refused="reduces"),
-    Case("mean without channels", lambda: Call(lambda x: x.mean(1)), refused="reduces"),
-    Case("normalized rows", lambda: Call(partial(F.normalize, dim=3)), refused="no spatial rule"),
+    Case("mean without channels", lambda: Call(lambda x: x.mean(1))),
+    Case("normalized rows", lambda: Call(partial(F.normalize, dim=3)), refused="reduces"),
 ]
 
 OPS = [*CONVOLUTIONS, *POOLS, *POINTWISE, *CHANNELS, *BORDERS, *OTHERS]

@@ -1,0 +1,162 @@
+"""Ops that take tensors apart or put them together, in terms of slice, squeeze, unsqueeze and cat."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from kcompile.passes.infra import PassResult, aten, call, calls, finish
+
+_END = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class SplitToSlices:
+    """``split``, ``chunk`` and ``unbind`` with the items that are taken from them become slices and selects."""
+
+    name: str = "split-to-slices"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Rewrite each item; what is left without users is dropped."""
+        modified = False
+        for item in calls(module, operator.getitem):
+            rewrite = _ITEMS.get(getattr(item.args[0], "target", None))
+            if rewrite is None:
+                continue
+            with module.graph.inserting_before(item):
+                piece = rewrite(module.graph, item)
+            if piece is not None:
+                item.replace_all_uses_with(piece)
+                module.graph.erase_node(item)
+                modified = True
+        return finish(module, modified)
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """No item of a split along a known dimension is left."""
+        left = [n for n in calls(module, operator.getitem) if getattr(n.args[0], "target", None) in _SPLITS]
+        return f"{left[0]} is an item of a split" if left else None
+
+
+def _dim(source: fx.Node, place: int, default: int) -> int:
+    dim: Any = source.args[place] if len(source.args) > place else source.kwargs.get("dim", default)
+    image: Any = source.args[0]
+    return int(dim % image.meta["val"].dim())
+
+
+def _split(graph: fx.Graph, item: fx.Node) -> fx.Node:
+    source, index = item.args
+    assert isinstance(source, fx.Node) and isinstance(index, int)
+    dim = _dim(source, 2, 0)
+    sizes = [piece.shape[dim] for piece in source.meta["val"]]
+    ends = list(accumulate(sizes))
+    return call(graph, aten.slice.Tensor, (source.args[0], dim, ends[index] - sizes[index], ends[index]), item)
+
+
+def _unbind(graph: fx.Graph, item: fx.Node) -> fx.Node:
+    source, index = item.args
+    assert isinstance(source, fx.Node) and isinstance(index, int)
+    count = len(source.meta["val"])
+    return call(graph, aten.select.int, (source.args[0], _dim(source, 1, 0), index % count), item)
+
+
+def _extreme(values: Any, places: Any) -> Callable[[fx.Graph, fx.Node], fx.Node]:
+    """The value or the place of a maximum along one dimension."""
+
+    def rewrite(graph: fx.Graph, item: fx.Node) -> fx.Node:
+        source, index = item.args
+        assert isinstance(source, fx.Node)
+        keep = bool(source.args[2]) if len(source.args) > 2 else False
+        dim = _dim(source, 1, 0)
+        return call(graph, *((values, (source.args[0], [dim], keep)) if index == 0 else
+                             (places, (source.args[0], dim, keep))), item)  # fmt: skip
+
+    return rewrite
+
+
+def _adaptive_max(graph: fx.Graph, item: fx.Node) -> fx.Node | None:
+    """An adaptive max pool with equal windows is a max pool."""
+    source: Any = item.args[0]
+    image = source.args[0]
+    before, after = image.meta["val"].shape[2:], item.meta["val"].shape[2:]
+    if item.args[1] != 0 or len(before) != 2 or any(size % out for size, out in zip(before, after, strict=True)):
+        return None
+    kernel = [size // out for size, out in zip(before, after, strict=True)]
+    return call(graph, aten.max_pool2d.default, (image, kernel, kernel), item)
+
+
+_SPLITS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.unbind.int: _unbind,
+}
+_ITEMS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    **_SPLITS,
+    aten.max.dim: _extreme(aten.amax.default, aten.argmax.default),
+    aten.min.dim: _extreme(aten.amin.default, aten.argmin.default),
+    aten.adaptive_max_pool2d.default: _adaptive_max,
+}
+
+
+@dataclass(frozen=True)
+class SelectToSqueeze:
+    """``select`` of a dimension other than the batch becomes a slice of one cell and a squeeze."""
+
+    name: str = "select-to-squeeze"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Rewrite each select."""
+        selects = [node for node in calls(module, aten.select.int) if _selected(node) is not None]
+        for node in selects:
+            dim, index = _selected(node) or (0, 0)
+            with module.graph.inserting_before(node):
+                cut = call(module.graph, aten.slice.Tensor, (node.args[0], dim, index, index + 1), node)
+                flat = call(module.graph, aten.squeeze.dims, (cut, [dim]), node)
+            node.replace_all_uses_with(flat)
+            module.graph.erase_node(node)
+        return finish(module, bool(selects))
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """None is left but those of the batch."""
+        return next((f"{n} selects" for n in calls(module, aten.select.int) if _selected(n) is not None), None)
+
+
+def _selected(node: fx.Node) -> tuple[int, int] | None:
+    """Dimension and index, both non-negative; None for the batch or what is not known."""
+    image, dim, index = node.args
+    value = image.meta.get("val") if isinstance(image, fx.Node) else None
+    if not isinstance(value, Tensor) or not isinstance(dim, int) or not isinstance(index, int):
+        return None
+    dim %= value.dim()
+    size = value.shape[dim]
+    return (dim, index % size) if dim and isinstance(size, int) else None
+
+
+@dataclass(frozen=True)
+class StackToCat:
+    """``stack`` becomes a cat of unsqueezed tensors."""
+
+    name: str = "stack-to-cat"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Rewrite each stack."""
+        stacks = list(calls(module, aten.stack.default))
+        for node in stacks:
+            parts: Any = node.args[0]
+            dim = int(node.args[1] if len(node.args) > 1 else 0) % node.meta["val"].dim()  # type: ignore[arg-type]
+            with module.graph.inserting_before(node):
+                raised = [call(module.graph, aten.unsqueeze.default, (part, dim), node) for part in parts]
+                both = call(module.graph, aten.cat.default, (raised, dim), node)
+            node.replace_all_uses_with(both)
+            module.graph.erase_node(node)
+        return finish(module, bool(stacks))
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """No stack is left."""
+        return next((f"{node} stacks" for node in calls(module, aten.stack.default)), None)

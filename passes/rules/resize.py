@@ -1,0 +1,138 @@
+"""Ops that read a fixed, uneven set of cells per output: resizing, unequal pooling windows, mirrored borders, rolls.
+
+Their maps and weights are not derived from formulas but read off the op itself, run on the unit vectors of one axis: so
+the indices are PyTorch's own, rounding included. They are separable: each axis has its own table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kcompile.core.axis_map import AxisMap, Identity, Table
+from kcompile.passes.record import OpRecord
+from kcompile.passes.rules.registry import FloatArray, Refusal, Spatial, Weights, rule
+
+_SIZES = {"output_size", "size"}  # arguments with the result's size per axis
+
+
+@rule(*(f"aten.upsample_{kind}.{overload}" for overload in ("vec", "default")
+        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")),
+      *(f"aten._upsample_{kind}.{overload}" for overload in ("vec", "default")
+        for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d", "bilinear2d_aa", "bicubic2d_aa")))  # fmt: skip
+def resize(record: OpRecord) -> Spatial | Refusal:
+    """Interpolation: each output is a weighted sum of a few inputs per axis (docs/design.md, section 5)."""
+    return resampled(record)
+
+
+@rule(*(f"aten.{kind}_pad{axes}d.default" for kind in ("reflection", "replication") for axes in (1, 2, 3)))
+def mirror(record: OpRecord) -> Spatial | Refusal:
+    """A border that repeats cells of the map: what changes near it changes twice, and the hull is the region."""
+    return resampled(record)
+
+
+@rule("aten.flip.default", "aten.roll.default")
+def move(record: OpRecord) -> Spatial | Refusal:
+    """Cells that change their place, but not their value."""
+    if not record.params["dims"]:
+        return Refusal("it moves cells through all dimensions at once")
+    if record.dims("dims", record.image.rank) & set(record.image.axes):
+        return resampled(record)
+    return Spatial((tuple(Identity(size) for size in record.image.sizes),))
+
+
+def resampled(record: OpRecord) -> Spatial | Refusal:
+    """Read the table of each axis off the op.
+
+    Axes are those of the image; of the other dimensions the op may do nothing but keep them.
+    """
+    assert record.out is not None
+    image = record.image
+    kept = [dim for dim in range(1, image.rank) if dim not in image.axes]
+    if record.out.rank != image.rank or any(record.out.size(dim) != image.size(dim) for dim in kept):
+        return Refusal("it changes other dimensions than space")
+    weights = tuple(_weights(_matrix(record, axis)) for axis in image.axes)
+    maps = tuple(_map(w, image.size(axis)) for w, axis in zip(weights, image.axes, strict=True))
+    return Spatial((maps,), op="kcompile.resample.default", weights=weights)
+
+
+def _map(weights: Weights | None, size: int) -> AxisMap:
+    if weights is None:
+        return Identity(size)
+    first, stop = weights.index.min(axis=1), weights.index.max(axis=1) + 1
+    return Table(tuple(map(int, first)), tuple(map(int, stop)), size)
+
+
+def _weights(matrix: FloatArray) -> Weights | None:
+    """Taps of each row of a matrix [out, in]; None for the unit matrix."""
+    if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))):
+        return None
+    taps = max(int((matrix != 0).sum(axis=1).max()), 1)
+    order = np.argsort(matrix == 0, axis=1, kind="stable")[:, :taps]  # the columns that count, in order, come first
+    factor = np.take_along_axis(matrix, order, axis=1)
+    index = np.where(factor != 0, order, order[:, :1])  # a tap that does not count reads a cell that does
+    return Weights(index, None if taps == 1 and bool((factor == 1).all()) else factor)
+
+
+def _matrix(record: OpRecord, axis: int) -> FloatArray:
+    """Weights [out, in] along one axis: the op on the unit vectors of that axis, one cell along all others."""
+    image = record.image
+    size = image.size(axis)
+    shape = [size] + [1] * (image.rank - 1)
+    shape[axis] = size
+    dtype = torch.float64 if image.dtype == "float64" else torch.float32  # half types compute indices in float32
+    units = torch.eye(size, dtype=dtype).reshape(shape)
+    if record.op.startswith("aten.pad"):
+        return _pad_matrix(record, axis, size)
+    if "dims" in record.params and axis not in record.dims("dims", image.rank):
+        return np.eye(size)
+    target: Any = torch.ops
+    for part in record.op.split("."):
+        target = getattr(target, part)
+    result = target(units, **_arguments(record, axis))
+    return np.asarray(result.reshape(size, -1).T.double().numpy())
+
+
+def _pad_matrix(record: OpRecord, axis: int, size: int) -> FloatArray:
+    """As `_matrix` for `pad`, which on one axis needs a tensor of one axis."""
+    given: Sequence[int] = record.params["pad"]
+    place = 2 * (record.image.rank - 1 - axis)
+    pad = list(given[place : place + 2]) or [0, 0]
+    units = torch.eye(size, dtype=torch.float64).unsqueeze(1)
+    padded: torch.Tensor = torch.nn.functional.pad(units, pad, mode=record.params["mode"])
+    return np.asarray(padded.reshape(size, -1).T.numpy())
+
+
+def _arguments(record: OpRecord, axis: int) -> dict[str, Any]:
+    """The op's arguments with those of all axes but one made neutral."""
+    image, out = record.image, record.out
+    assert out is not None
+    found: dict[str, Any] = {}
+    for name, value in list(record.params.items())[1:]:
+        listed = isinstance(value, (list, tuple))
+        first = image.rank - len(value) if listed else 0
+        if name in _SIZES and listed:
+            found[name] = [out.size(axis) if first + i == axis else 1 for i in range(len(value))]
+        elif name == "scale_factors" and listed:
+            found[name] = [v if first + i == axis else 1.0 for i, v in enumerate(value)]
+        elif name.startswith("scales"):  # scales, or scales_d, scales_h and scales_w, of the default overloads
+            found[name] = value if image.rank - {"d": 3, "h": 2}.get(name[-1], 1) == axis else None
+        elif name == "padding":
+            last = 2 * (image.rank - 1 - axis)
+            found[name] = [v if last <= i < last + 2 else 0 for i, v in enumerate(value)]
+        elif name in {"dims", "shifts"}:
+            found[name] = _moves(record, axis)[name]
+        else:
+            found[name] = value
+    return found
+
+
+def _moves(record: OpRecord, axis: int) -> dict[str, list[int]]:
+    dims = [dim % record.image.rank for dim in record.params["dims"]]
+    mine = [i for i, dim in enumerate(dims) if dim == axis]
+    shifts = record.param("shifts", [0] * len(dims))
+    shifts = [shifts] if isinstance(shifts, int) else shifts
+    return {"dims": [axis], "shifts": [shifts[i] for i in mine]}

@@ -12,7 +12,7 @@ from kcompile.core.plan import Plan
 from kcompile.passes.arrange import CancelArrangements
 from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, used_reads
 from kcompile.passes.canonicalize import PASSES
-from kcompile.passes.capture import capture
+from kcompile.passes.capture import Captured, capture
 from kcompile.passes.emit import emit, emit_materialize
 from kcompile.passes.infra import aten, run_passes
 from kcompile.passes.place import place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def image_shape(input_shape: Sequence[int], axes: int = 0) -> tuple[int, ...]:
         input_shape: (B, C, *S) or (C, *S).
         axes: Number of spatial axes, 1 to 3; 0 where the patch does not tell: 2, or 3 for an input of 5 sizes.
     """
-    shape = tuple(input_shape) if hasattr(input_shape, "__iter__") else (input_shape,)
+    shape: tuple[Any, ...] = tuple(input_shape) if hasattr(input_shape, "__iter__") else (input_shape,)
     axes = axes if 1 <= axes <= 3 else 3 if len(shape) == 5 else 2
     image = shape[1:] if len(shape) == axes + 2 else shape
     if len(image) != axes + 1 or not all(isinstance(size, Integral) and int(size) >= 1 for size in image):

@@ -19,25 +19,29 @@ def to_channels_first(graph: fx.Graph, node: fx.Node, axes: Sequence[int], shape
     channels = _channels(axes, shape)
     order = [0, *channels, *axes]
     if order != sorted(order):
-        node = graph.call_function(aten.permute.default, (node, order))
+        node = _call(graph, aten.permute.default, node, order)
         node.meta["shape"] = tuple(shape[dim - 1] for dim in order[1:])
     if not channels:
-        return graph.call_function(aten.unsqueeze.default, (node, 1))
-    if len(channels) > 1:
-        node = graph.call_function(aten.flatten.using_ints, (node, 1, len(channels)))
-    return node
+        return _call(graph, aten.unsqueeze.default, node, 1)
+    return _call(graph, aten.flatten.using_ints, node, 1, len(channels)) if len(channels) > 1 else node
 
 
 def from_channels_first(graph: fx.Graph, node: fx.Node, axes: Sequence[int], shape: Sequence[int]) -> fx.Node:
     """The inverse: a window in the layout of its tensor."""
     channels = _channels(axes, shape)
     if not channels:
-        node = graph.call_function(aten.squeeze.dim, (node, 1))
+        node = _call(graph, aten.squeeze.dim, node, 1)
     elif len(channels) > 1:
-        node = graph.call_function(aten.unflatten.int, (node, 1, [shape[dim - 1] for dim in channels]))
+        node = _call(graph, aten.unflatten.int, node, 1, [shape[dim - 1] for dim in channels])
     order = [0, *channels, *axes]
     if order != sorted(order):
-        node = graph.call_function(aten.permute.default, (node, [order.index(dim) for dim in range(len(order))]))
+        node = _call(graph, aten.permute.default, node, [order.index(dim) for dim in range(len(order))])
+    return node
+
+
+def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["rule"] = "arrange"
     return node
 
 

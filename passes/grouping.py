@@ -28,7 +28,8 @@ class GroupReshapes:
             if groups is None:
                 continue
             with module.graph.inserting_before(node):
-                last, dim = node.args[0], 1
+                last: Any = node.args[0]
+                dim = 1
                 for before, after in groups:
                     if len(before) > 1:
                         last = call(module.graph, aten.flatten.using_ints, (last, dim, dim + len(before) - 1), node)

@@ -51,7 +51,8 @@ def _dim(source: fx.Node, place: int, default: int) -> int:
 
 def _split(graph: fx.Graph, item: fx.Node) -> fx.Node:
     source, index = item.args
-    assert isinstance(source, fx.Node) and isinstance(index, int)
+    assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
     dim = _dim(source, 2, 0)
     sizes = [piece.shape[dim] for piece in source.meta["val"]]
     ends = list(accumulate(sizes))
@@ -60,7 +61,8 @@ def _split(graph: fx.Graph, item: fx.Node) -> fx.Node:
 
 def _unbind(graph: fx.Graph, item: fx.Node) -> fx.Node:
     source, index = item.args
-    assert isinstance(source, fx.Node) and isinstance(index, int)
+    assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
     count = len(source.meta["val"])
     return call(graph, aten.select.int, (source.args[0], _dim(source, 1, 0), index % count), item)
 
@@ -73,8 +75,9 @@ def _extreme(values: Any, places: Any) -> Callable[[fx.Graph, fx.Node], fx.Node]
         assert isinstance(source, fx.Node)
         keep = bool(source.args[2]) if len(source.args) > 2 else False
         dim = _dim(source, 1, 0)
-        return call(graph, *((values, (source.args[0], [dim], keep)) if index == 0 else
-                             (places, (source.args[0], dim, keep))), item)  # fmt: skip
+        if index == 0:
+            return call(graph, values, (source.args[0], [dim], keep), item)
+        return call(graph, places, (source.args[0], dim, keep), item)
 
     return rewrite
 

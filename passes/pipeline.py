@@ -20,7 +20,10 @@ from kcompile.passes.planning import make_plan, prune
 from kcompile.passes.propagate import propagate
 from kcompile.passes.verify import verify_plan
 
-_SHAPE_ONLY = (aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
+_SHAPE_ONLY = (
+    aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default, aten.permute.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

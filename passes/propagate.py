@@ -89,7 +89,8 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
         return NodeInfo(node, record, macs(record), "reuse", None, None, *where)
     blind = any(found[arg].region is None for arg in reached)  # such a node is dense: rules need not see it
     name, answer = (rule_name(record.op), Refusal("an input of it is dense")) if blind else spatial(record)
-    region, axes = None, ()
+    region: int | None = None
+    axes: tuple[int, ...] = ()
     if isinstance(answer, Spatial):
         region = _region(node, answer, reached, found, table)
         axes = answer.axes if answer.axes is not None else record.image.axes

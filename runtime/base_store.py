@@ -11,22 +11,27 @@ from kcompile.core.plan import BaseTensor, Plan
 
 @dataclass(frozen=True)
 class BaseStore:
-    """Base tensors by name, each [B, *padded sizes, C] (B = 1 for constants), of ``count`` base images."""
+    """Base tensors by name, each [B, *padded sizes, C] (B = 1 for constants), and the base images [B, C, *sizes]."""
 
     tensors: dict[str, Tensor]
-    count: int
+    images: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of base images."""
+        return len(self.images)
 
     @classmethod
-    def fill(cls, plan: Plan, sources: tuple[Tensor, ...], count: int) -> BaseStore:
+    def fill(cls, plan: Plan, sources: tuple[Tensor, ...], images: Tensor) -> BaseStore:
         """Build the store from the outputs of the materialize graph.
 
         Args:
             plan: Names the base tensors.
             sources: One tensor per base tensor, of its own layout (constants without batch).
-            count: Number of base images.
+            images: The base images.
         """
         tensors = {base.name: _store(base, source) for base, source in zip(plan.bases, sources, strict=True)}
-        return cls(tensors, count)
+        return cls(tensors, images)
 
     @property
     def nbytes(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, fx
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.core.interval import IntArray
-from kcompile.core.plan import Plan
+from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
+from kcompile.runtime.full import patched
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
 # One more batch costs about 0.1 ms of host time per op, its geometry included; a core does about 50 multiply-adds a ns.
@@ -25,27 +28,50 @@ FRONT_BATCH = 32
 TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds
 
 
+Group: TypeAlias = tuple[IntArray, tuple[Tensor, ...]]  # indices of some queries, and what was computed for them
+Policy: TypeAlias = Literal["auto", "incremental", "full"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The queries of one call, and their regions."""
+
+    store: BaseStore
+    patches: Callable[[IntArray], Tensor]
+    positions: IntArray
+    base_index: IntArray
+    regions: list[Region]
+
+
 @dataclass
 class Executor:
-    """A plan with its graph modules, ready to run."""
+    """A plan with its graph modules, ready to run; without ``full`` every call is incremental."""
 
     plan: Plan
     front: fx.GraphModule
     tail: fx.GraphModule
+    full: fx.GraphModule | None = None
     batch: int = FRONT_BATCH
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
         self.inputs = [str(node.target) for node in self.front.graph.nodes if node.op == "placeholder"]
         self.ops = sum(node.op == "call_function" for node in self.front.graph.nodes)
+        self.choice = Choice(self.plan, self.ops * OVERHEAD_MACS_PER_OP)
         whole = [read for read in self.plan.reads if read.target is None]
-        self.tail_values = sum(prod(self.plan.base(read.base).shape) for read in whole)
+        inside = [prod(layer.shape) for layer in self.plan.layers if layer.placement is Placement.DENSE]
+        self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
         weights = sum(_bytes(self.tail, str(node.target)) for node in self.tail.graph.nodes if node.op == "get_attr")
         self.tail_bytes = min(max(weights, TAIL_BYTES[0]), TAIL_BYTES[1])  # reading them once should not dominate
 
     def stream(
-        self, store: BaseStore, patches: Callable[[IntArray], Tensor], positions: IntArray, base_index: IntArray
-    ) -> Iterator[tuple[IntArray, tuple[Tensor, ...]]]:
+        self,
+        store: BaseStore,
+        patches: Callable[[IntArray], Tensor],
+        positions: IntArray,
+        base_index: IntArray,
+        policy: Policy = "auto",
+    ) -> Iterator[Group]:
         """Infer all queries, a group of like ones at a time.
 
         Args:
@@ -53,6 +79,7 @@ class Executor:
             patches: Gives the patch tensors [n, C, *sizes] of some queries, by their indices.
             positions: [N, axes].
             base_index: [N], which base image each query is a copy of.
+            policy: Incrementally, in full, or what is faster.
 
         Yields:
             Indices of the queries and the tail's outputs for them; every query comes once.
@@ -61,22 +88,66 @@ class Executor:
             return
         sizes = tuple(patches(np.zeros(1, dtype=np.int64)).shape[2:])
         regions = evaluate(self.plan.regions, patch_regions(positions, sizes))
-        overhead = self.ops * OVERHEAD_MACS_PER_OP
-        batches = schedule(self.plan, positions, sizes, self.batch, overhead, regions)
-        yield from self._tails(self._fronts(store, patches, positions, base_index, regions, batches))
+        batches = schedule(self.plan, positions, sizes, self.batch, self.choice.overhead, regions)
+        call = Call(store, patches, positions, base_index, regions)
+        way = Way(policy) if policy != "auto" else Way.INCREMENTAL
+        if policy == "auto" and self.full is not None:
+            costs = self.choice.queries(regions)
+            way = self.choice.way(costs, len(batches))
+            if way is Way.TIMED:
+                done, batches = self._timed(call, batches, costs)
+                yield from done
+                costs = costs[np.concatenate(batches)] if batches else costs[:0]
+                way = self.choice.way(costs, len(batches))
+        if way is Way.INCREMENTAL:
+            yield from self._incremental(call, batches)
+        elif batches:
+            yield from self._full(call, np.concatenate(batches))
 
-    def _fronts(
-        self,
-        store: BaseStore,
-        patches: Callable[[IntArray], Tensor],
-        positions: IntArray,
-        base_index: IntArray,
-        regions: list[Region],
-        batches: list[IntArray],
-    ) -> Iterator[tuple[IntArray, tuple[Tensor, ...]]]:
+    def _timed(self, call: Call, batches: list[IntArray], costs: FloatArray) -> tuple[list[Group], list[IntArray]]:
+        """Run some queries both ways and note the rates; what came out, and the batches that are left."""
+        order = sorted(range(len(batches)), key=lambda i: float(costs[batches[i]].mean()))
+        warm, timed = (batches[order[i]] for i in (len(order) // 2, len(order) // 2 - 1))
+        rest = [rows for rows in batches if rows is not warm and rows is not timed]
+        taken = np.concatenate(rest)[: 2 * FULL_BATCH]
+        done = list(self._incremental(call, [warm]))
+        ours, seconds = self._clocked(self._incremental(call, [timed]), call)
+        self.choice.rates[Way.INCREMENTAL] = seconds / self.choice.incremental(costs[timed], 1)
+        done += [*ours, *self._full(call, taken[:FULL_BATCH])]
+        theirs, seconds = self._clocked(self._full(call, taken[FULL_BATCH:]), call)
+        self.choice.rates[Way.FULL] = seconds / self.choice.full(len(taken) - FULL_BATCH)
+        left = len(taken)
+        for i, rows in enumerate(rest):
+            rest[i], left = rows[left:], max(left - len(rows), 0)
+        return [*done, *theirs], [rows for rows in rest if len(rows)]
+
+    @staticmethod
+    def _clocked(groups: Iterator[Group], call: Call) -> tuple[list[Group], float]:
+        """What a run yields, and the seconds that it took on its device."""
+        on_gpu = call.store.images.is_cuda
+        start = time.perf_counter()
+        done = list(groups)
+        if on_gpu:
+            torch.cuda.synchronize(call.store.images.device)
+        return done, time.perf_counter() - start
+
+    def _incremental(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
+        return self._tails(self._fronts(call, batches))
+
+    def _full(self, call: Call, rows: IntArray) -> Iterator[Group]:
+        """Full inference of the patched images."""
+        assert self.full is not None, "this executor has no graph for full inference"
+        for first in range(0, len(rows), FULL_BATCH):
+            some = rows[first : first + FULL_BATCH]
+            index = torch.from_numpy(call.base_index[some]).to(call.store.images.device)
+            images = patched(call.store.images[index], call.patches(some), call.positions[some])
+            yield some, tuple(self.full(images))
+
+    def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
         for rows in batches:
-            here = [region.take(rows) for region in regions]
-            yield rows, self.front(*self.arguments(store, patches(rows), positions[rows], base_index[rows], here))
+            here = [region.take(rows) for region in call.regions]
+            given = (call.patches(rows), call.positions[rows], call.base_index[rows])
+            yield rows, self.front(*self.arguments(call.store, *given, here))
 
     def arguments(
         self,
@@ -111,11 +182,9 @@ class Executor:
         given.update(_tensors(arrays, patches.device))
         return [given[name] for name in self.inputs]
 
-    def _tails(
-        self, fronts: Iterator[tuple[IntArray, tuple[Tensor, ...]]]
-    ) -> Iterator[tuple[IntArray, tuple[Tensor, ...]]]:
+    def _tails(self, fronts: Iterator[Group]) -> Iterator[Group]:
         """Run the tail on several front batches at once: its weights are then read less often."""
-        waiting: list[tuple[IntArray, tuple[Tensor, ...]]] = []
+        waiting: list[Group] = []
         for rows, whole in fronts:
             waiting.append((rows, whole))
             queued = sum(len(r) for r, _ in waiting)
@@ -125,7 +194,7 @@ class Executor:
         if waiting:
             yield self._tail(waiting)
 
-    def _tail(self, waiting: list[tuple[IntArray, tuple[Tensor, ...]]]) -> tuple[IntArray, tuple[Tensor, ...]]:
+    def _tail(self, waiting: list[Group]) -> Group:
         rows = np.concatenate([r for r, _ in waiting])
         parts = list(zip(*(whole for _, whole in waiting), strict=True))
         inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]

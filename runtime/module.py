@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from kcompile.core.errors import ModelModeError, NotMaterializedError, StaleWeightsError
+from kcompile.core.errors import InputError, ModelModeError, NotMaterializedError, StaleWeightsError
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.executor import Executor
+from kcompile.runtime.executor import Executor, Policy
 from kcompile.runtime.fingerprint import Fingerprint
+from kcompile.runtime.full import full_graph
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.queries import (
@@ -39,8 +40,11 @@ class IncrementalModule(nn.Module):
         front: The incremental graph, with explicit gather and superimpose ops; ``print(inc.front.code)``.
         tail: The dense graph behind it.
         base_output: The model's output for the materialised images, or None.
+        policy: "auto" runs a call incrementally or, where that is faster, in full (few queries, early gates, patches
+            that reach everything); "incremental" and "full" force it. Results agree up to rounding.
     """
 
+    policy: Policy = "auto"
     _like: Tensor
 
     def __init__(
@@ -91,8 +95,9 @@ class IncrementalModule(nn.Module):
         self._check_weights(hashed=True)
         batch = check_images(image, self.plan, self._like)
         self._finite = is_finite(batch)
-        flat, sources = self.materializer(_channels_last(batch))
-        self._store = BaseStore.fill(self.plan, sources, len(batch))
+        images = _channels_last(batch)
+        flat, sources = self.materializer(images)
+        self._store = BaseStore.fill(self.plan, sources, images.clone())
         self._flat_base = list(flat)
         self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
         return self.base_output
@@ -141,8 +146,10 @@ class IncrementalModule(nn.Module):
         check_positions(where, self.plan, sizes)
         bases = check_base_index(base_index, len(where), self._store.count)
         finite = self._finite and is_finite(patches)  # fused activations would turn NaN into 0
-        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail)
-        for rows, outputs in executor.stream(self._store, source, where, bases):
+        if self.policy not in get_args(Policy):
+            raise InputError(f"the module's policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
+        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail, self._full())
+        for rows, outputs in executor.stream(self._store, source, where, bases, self.policy):
             yield rows, outputs, len(where)
 
     def restore(self, results: Sequence[Tensor]) -> Any:
@@ -178,8 +185,11 @@ class IncrementalModule(nn.Module):
                     lower(front, {name: where.extent for name, where in usual.items()}),
                     lower(tail, {}, owned=True),
                 )
-            self._executor = Executor(self.plan, front, tail)
+            self._executor = Executor(self.plan, front, tail, self._full())
         return self._executor
+
+    def _full(self) -> fx.GraphModule:
+        return full_graph(self.materializer, [isinstance(entry, int) for entry in self._outputs])
 
     def refresh(self) -> None:
         """Compile again after the model's weights changed; drops the base images."""

@@ -8,7 +8,7 @@ merged as long as the extra arithmetic costs less than the batch that is saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +82,10 @@ def geometry(
         over = None if read.patch is None else (raw if read.patch == RAW_PATCH else boxes[read.patch])
         offsets = None if over is None else over.offsets(window)
         box = boxes[read.target] if read.placed and read.target is not None else None
-        where = (None, None, ()) if box is None else (window.origins, box.origins, box.extent)
-        result[read.name] = Geometry(window.origins + padding[read.base], window.extent, offsets, *where, native)
+        made = Geometry(window.origins + padding[read.base], window.extent, offsets, padding=native)
+        if box is not None:
+            made = replace(made, start=window.origins, at=box.origins, size=box.extent)
+        result[read.name] = made
     return result
 
 

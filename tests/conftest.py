@@ -37,3 +37,9 @@ def seed() -> int:
     np.random.seed(value)
     random.seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def _incremental_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small maps would be run in full, and tests of incremental inference test nothing; those of "auto" say so."""
+    monkeypatch.setattr("kcompile.runtime.module.IncrementalModule.policy", "incremental")

@@ -19,10 +19,14 @@ from kcompile.passes.rules.registry import FloatArray, Refusal, Spatial, Weights
 _SIZES = {"output_size", "size"}  # arguments with the result's size per axis
 
 
-@rule(*(f"aten.upsample_{kind}.{overload}" for overload in ("vec", "default")
-        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")),
-      *(f"aten._upsample_{kind}.{overload}" for overload in ("vec", "default")
-        for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d", "bilinear2d_aa", "bicubic2d_aa")))  # fmt: skip
+_KINDS = (
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
+    "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+)  # fmt: skip
+
+
+@rule(*(f"aten.{kind}.{overload}" for kind in _KINDS for overload in ("vec", "default")))
 def resize(record: OpRecord) -> Spatial | Refusal:
     """Interpolation: each output is a weighted sum of a few inputs per axis (docs/design.md, section 5)."""
     return resampled(record)

@@ -18,7 +18,7 @@ def filled(model: nn.Module, images: Tensor) -> tuple[BaseStore, dict[str, BaseT
     compiled = compile_incremental(model.double().eval(), SHAPE, (3, 2))
     with torch.no_grad():
         _, sources = compiled.materialize(images)
-    return BaseStore.fill(compiled.plan, sources, len(images)), {base.name: base for base in compiled.plan.bases}
+    return BaseStore.fill(compiled.plan, sources, images), {base.name: base for base in compiled.plan.bases}
 
 
 @pytest.mark.parametrize("count", [1, 3])

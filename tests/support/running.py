@@ -49,7 +49,7 @@ class Runner:
         """Materialise the images [B, C, *S]."""
         with torch.no_grad():
             outputs, sources = compiled.materialize(images)
-        return cls(compiled, BaseStore.fill(compiled.plan, sources, len(images)), list(outputs))
+        return cls(compiled, BaseStore.fill(compiled.plan, sources, images), list(outputs))
 
     def __call__(self, patches: Tensor, positions: IntArray, base_index: IntArray | None = None) -> list[Tensor]:
         """Outputs of the tail for patches [N, C, *S] at positions [N, axes], all in one batch."""

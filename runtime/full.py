@@ -1,0 +1,34 @@
+"""Full inference of patched images: what an incremental run is held against, and used where it is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
+from kcompile.core.interval import IntArray
+
+
+def full_graph(materializer: fx.GraphModule, wanted: Sequence[bool]) -> fx.GraphModule:
+    """The materialize graph without its base tensors; weights are shared.
+
+    Args:
+        materializer: Gives (outputs, base tensors).
+        wanted: Which of the outputs the result returns.
+    """
+    graph = fx.Graph()
+    copied: Any = graph.graph_copy(materializer.graph, val_map={})
+    outputs, _ = copied
+    graph.output(tuple(out for out, keep in zip(outputs, wanted, strict=True) if keep))
+    graph.eliminate_dead_code()
+    return fx.GraphModule(materializer, graph, "Full")
+
+
+def patched(images: Tensor, patches: Tensor, positions: IntArray) -> Tensor:
+    """Copies of images [N, C, *sizes] with patches [N, C, *p] at positions [N, axes]; what sticks out is cropped."""
+    offsets = torch.from_numpy(positions).to(images.device)
+    laid: Tensor = torch.ops.kcompile.superimpose(images, patches, offsets)
+    return laid

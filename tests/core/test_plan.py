@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from kcompile.core.axis_map import AxisMap, Everything, Identity, Sliding
+from kcompile.core.axis_map import AxisMap, Blocks, Everything, Identity, Sliding, Table, Transposed
 from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, Placement, Plan, Read
 from kcompile.core.region import InputRegion, MappedRegion
 
@@ -27,13 +27,13 @@ def plan() -> Plan:
         patch_shape=(2, 2),
         regions=(InputRegion((8, 6)), MappedRegion((0,), (THREE,), (8, 3)), MappedRegion((0, 0), (ALL, ALL), (1, 1))),
         bases=(
-            BaseTensor("x", "x", (3, 8, 6), ((1, 1), (1, 0)), 0.0, True),
-            BaseTensor("c", "c", (1, 8, 6), ((0, 0), (0, 0)), -INF, False),
+            BaseTensor("x", "x", (3, 8, 6), ((1, 1), (1, 0)), 0.0, True, (2, 3)),
+            BaseTensor("c", "c", (8, 6, 1), ((0, 0), (0, 0)), -INF, False, (1, 2)),
         ),
         reads=(
             Read("patch", "x", RAW_PATCH, 0, SAME),
-            Read("first", "x", 0, 1, THREE),
-            Read("bias", "c", None, 0, SAME),
+            Read("first", "x", 0, 1, THREE, native=(1, 1)),
+            Read("bias", "c", None, 0, SAME, placed=True),
             Read("first_whole", "x", 0, None, SAME),
         ),
         layers=(
@@ -104,3 +104,18 @@ def test_work() -> None:
 
 def test_base_by_name() -> None:
     assert plan().base("c").fill == -INF
+
+
+def test_sizes_of_a_base_are_those_of_its_axes() -> None:
+    assert plan().base("x").sizes == plan().base("c").sizes == (8, 6)
+
+
+@pytest.mark.parametrize(
+    "m", [Blocks(2, 4), Transposed(3, 2, 1, 1, 4, 8), Table((3, 0, 1), (4, 2, 3), 4)], ids=lambda m: type(m).__name__
+)
+def test_json_keeps_every_kind_of_map(m: AxisMap) -> None:
+    wanted = replace(plan(), reads=(Read("r", "x", 0, 1, (m, m), True, (2, 0)),))
+    again = Plan.from_json(wanted.to_json())
+    assert again == wanted
+    assert hash(again) == hash(wanted)
+    assert type(again.reads[0].maps[0]) is type(m)

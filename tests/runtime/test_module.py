@@ -81,7 +81,7 @@ def test_results_come_in_the_order_of_the_positions(
     batch: int, tail_bytes: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However queries are grouped for front and tail; the last groups are smaller."""
-    monkeypatch.setattr(executor, "TAIL_BYTES", tail_bytes)
+    monkeypatch.setattr(executor, "TAIL_BYTES", (tail_bytes, tail_bytes))
     inc, image = compiled(), noise(SHAPE)
     before = inc.materialize(image)
     inc.executor().batch = batch

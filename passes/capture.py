@@ -74,12 +74,20 @@ def _check_random(module: fx.GraphModule) -> None:
     """Refuse models that draw random numbers: two inferences of one image differ."""
     for node in module.graph.nodes:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.users
-        off = "dropout" in str(node.target) and len(node.args) > 2 and node.args[2] is False
-        if random and not off:
+        if random and not _is_off(node):
             raise ModelModeError(
                 f"the model draws random numbers ({node.target}), so that two inferences of one image differ. Is a "
                 f"part of it in training mode? Call model.eval() first.\n  {user_line(node)}"
             )
+
+
+def _is_off(node: fx.Node) -> bool:
+    """True for a call that could draw numbers, but is told not to: no training, or nothing dropped."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if "train" in names or "training" in names:
+        return not given.get("train", given.get("training", False))
+    return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0
 
 
 def _summary(error: Exception) -> str:

@@ -80,9 +80,11 @@ def calls(module: fx.GraphModule, *targets: Any) -> Iterator[fx.Node]:
     yield from [node for node in module.graph.nodes if node.op == "call_function" and node.target in targets]
 
 
-def call(graph: fx.Graph, target: Any, args: tuple[Any, ...], origin: fx.Node) -> fx.Node:
+def call(
+    graph: fx.Graph, target: Any, args: tuple[Any, ...], origin: fx.Node, kwargs: dict[str, Any] | None = None
+) -> fx.Node:
     """A new call that a pass puts in place of ``origin``: with its notes, and its own value for shapes."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, kwargs or {})
     node.meta = dict(origin.meta)
     mode = getattr(origin.meta.get("val"), "fake_mode", None)
 
@@ -91,7 +93,7 @@ def call(graph: fx.Graph, target: Any, args: tuple[Any, ...], origin: fx.Node) -
         real = isinstance(known, Tensor) and not isinstance(known, FakeTensor)
         return mode.from_tensor(known) if real and mode is not None else known
 
-    node.meta["val"] = target(*pytree.tree_map(value, args, is_leaf=lambda leaf: isinstance(leaf, fx.Node)))
+    node.meta["val"] = target(*pytree.tree_map(value, args, is_leaf=lambda leaf: isinstance(leaf, fx.Node)), **kwargs or {})
     return node
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -28,7 +29,7 @@ _KEEP_SHAPE = (
 
 @dataclass(frozen=True)
 class DropNoOps:
-    """Drop copies, checks, and poolings, views or slices that change nothing."""
+    """Drop copies, checks, and poolings, views, slices or writes of slices that change nothing."""
 
     name: str = "drop-no-ops"
 
@@ -40,7 +41,8 @@ class DropNoOps:
                 module.graph.erase_node(node)
                 modified = True
             elif _is_no_op(node):
-                node.replace_all_uses_with(node.args[0])
+                kept: Any = node.args[1 if node.target is aten.slice_scatter.default else 0]
+                node.replace_all_uses_with(kept)
                 module.graph.erase_node(node)
                 modified = True
         return finish(module, modified)
@@ -58,6 +60,9 @@ def _is_no_op(node: fx.Node) -> bool:
     before, after = node.args[0].meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.dtype != after.dtype:
         return False
+    if node.target is aten.slice_scatter.default:  # all of it is written over: what is left of `x[:, :] += y`
+        source: Any = node.args[1]
+        return isinstance(source.meta.get("val"), Tensor) and _same_shape(source.meta["val"], after)
     same = before.shape[1:] == after.shape[1:] and before.dim() == after.dim()
     if node.target is aten.adaptive_avg_pool2d.default:
         return same

@@ -85,12 +85,32 @@ def _extreme(values: Any, places: Any) -> Callable[[fx.Graph, fx.Node], fx.Node]
 def _adaptive_max(graph: fx.Graph, item: fx.Node) -> fx.Node | None:
     """An adaptive max pool with equal windows is a max pool."""
     source: Any = item.args[0]
-    image = source.args[0]
-    before, after = image.meta["val"].shape[2:], item.meta["val"].shape[2:]
-    if item.args[1] != 0 or len(before) != 2 or any(size % out for size, out in zip(before, after, strict=True)):
+    image, pool = source.args[0], _MAX_POOLS[source.target]
+    axes = int(str(pool)[-len("d.default") - 1])
+    before, after = image.meta["val"].shape[-axes:], item.meta["val"].shape[-axes:]
+    if item.args[1] != 0 or any(size % out for size, out in zip(before, after, strict=True)):
         return None
     kernel = [size // out for size, out in zip(before, after, strict=True)]
-    return call(graph, aten.max_pool2d.default, (image, kernel, kernel), item)
+    return call(graph, pool, (image, kernel, kernel), item)
+
+
+_MAX_POOLS: dict[Any, Any] = {
+    aten.adaptive_max_pool1d.default: aten.max_pool1d.default,
+    aten.adaptive_max_pool2d.default: aten.max_pool2d.default,
+    aten.adaptive_max_pool3d.default: aten.max_pool3d.default,
+}
+
+
+def _moment(graph: fx.Graph, item: fx.Node) -> fx.Node:
+    """Variance or mean of ``var_mean``."""
+    source, index = item.args
+    assert isinstance(source, fx.Node)
+    dims = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
+    keep = source.kwargs.get("keepdim", False)
+    if index == 0:
+        options = {"correction": source.kwargs.get("correction"), "keepdim": keep}
+        return call(graph, aten.var.correction, (source.args[0], dims), item, options)
+    return call(graph, aten.mean.dim, (source.args[0], dims, keep), item)
 
 
 _SPLITS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
@@ -103,7 +123,8 @@ _ITEMS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **_SPLITS,
     aten.max.dim: _extreme(aten.amax.default, aten.argmax.default),
     aten.min.dim: _extreme(aten.amin.default, aten.argmin.default),
-    aten.adaptive_max_pool2d.default: _adaptive_max,
+    aten.var_mean.correction: _moment,
+    **dict.fromkeys(_MAX_POOLS, _adaptive_max),
 }
 
 

@@ -49,9 +49,7 @@ def place(analysis: Analysis, on_unsupported: str = "dense") -> dict[fx.Node, Pl
         elif node in forced:
             placed[node] = Placed(Placement.DENSE, forced[node])
         elif i >= cut and node is not analysis.image:
-            placed[node] = Placed(
-                Placement.DENSE, f"its region covers {_share(analysis, info):.0%} of the map on average"
-            )
+            placed[node] = Placed(Placement.DENSE, _why_cut(analysis, info))
         else:
             placed[node] = Placed(Placement.INCREMENTAL, "")
     return placed
@@ -90,6 +88,13 @@ def _origin(node: fx.Node, forced: dict[fx.Node, str]) -> str:
 
 def _share(analysis: Analysis, info: NodeInfo) -> float:
     return analysis.table.share(info.region) if info.region is not None else 1.0
+
+
+def _why_cut(analysis: Analysis, info: NodeInfo) -> str:
+    out = info.record.out
+    if out is not None and out.sizes and all(size == 1 for size in out.sizes):
+        return "it is made of the whole map, as a gate or a head is: every patch changes it"
+    return f"its region covers {_share(analysis, info):.0%} of the map on average"
 
 
 def _best_cut(analysis: Analysis, forced: dict[fx.Node, str]) -> int:

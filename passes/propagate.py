@@ -56,6 +56,16 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     return [leaf for leaf in leaves if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)]
 
 
+# Ops that look at a tensor's shape and type alone; for a batch of queries they make what they make for the base.
+_BLIND = {
+    f"aten.{name}"
+    for name in (
+        "zeros_like.default", "ones_like.default", "full_like.default", "new_zeros.default", "new_ones.default",
+        "new_full.default", "fill.Scalar",
+    )
+}  # fmt: skip
+
+
 def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape: tuple[int, ...]) -> Analysis:
     """Walk the canonical graph once.
 
@@ -101,6 +111,8 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
 
 def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: str) -> set[fx.Node]:
     """The inputs that the patch can change; for a tensor [batch, …] the batch's size is not among them."""
+    if str(node.target) in _BLIND:
+        return set()
     reached = {arg for arg in node.all_input_nodes if arg in found and found[arg].answer is not None}
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not (spec := _spec(value, None, batch)).batched or not spec.shape:

@@ -13,12 +13,12 @@ from kcompile.passes.rules.registry import Refusal, Spatial, rule
 
 def _names() -> Iterator[str]:
     """Every functional op of ATen that PyTorch itself marks as pointwise and that throws no dice."""
-    for name in dir(torch.ops.aten):
+    for name in dict.fromkeys([*dir(torch.ops.aten), *_ALIASES]):
         packet = getattr(torch.ops.aten, name)
         for overload in packet.overloads() if hasattr(packet, "overloads") else ():
             op = getattr(packet, overload)
             tags, schema = op.tags, op._schema
-            if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags or schema.is_mutable:
+            if (torch.Tag.pointwise not in tags and name not in _ALIASES) or torch.Tag.nondeterministic_seeded in tags or schema.is_mutable:
                 continue
             if len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor":
                 yield str(op)
@@ -30,6 +30,12 @@ _UNMARKED = (
     "aten._to_copy.default", "aten.to.dtype", "aten.log_sigmoid.default", "aten.log_sigmoid_forward.default",
     "aten.prelu.default", "aten.square.default", "aten.softsign.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
     "aten.nan_to_num.default", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.type_as.default",
+    "aten.copy.default", "aten.rrelu.default", "aten.hardshrink.default", "aten.softshrink.default",
+)  # fmt: skip
+# Other names of marked ones, and operators, with all their overloads.
+_ALIASES = (
+    "where", "floor_divide", "float_power", "multiply", "subtract", "divide", "true_divide", "absolute", "negative",
+    "__and__", "__or__", "__xor__", "less", "less_equal", "greater", "greater_equal", "not_equal", "clip", "fix",
 )  # fmt: skip
 
 

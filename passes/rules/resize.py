@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kcompile.core.axis_map import AxisMap, Identity, Table
+from kcompile.core.interval import BoolArray
 from kcompile.passes.record import OpRecord
 from kcompile.passes.rules.registry import FloatArray, Refusal, Spatial, Weights, rule
 
@@ -41,11 +42,11 @@ def mirror(record: OpRecord) -> Spatial | Refusal:
 @rule("aten.flip.default", "aten.roll.default")
 def move(record: OpRecord) -> Spatial | Refusal:
     """Cells that change their place, but not their value."""
-    if not record.params["dims"]:
-        return Refusal("it moves cells through all dimensions at once")
-    if record.dims("dims", record.image.rank) & set(record.image.axes):
-        return resampled(record)
-    return Spatial((tuple(Identity(size) for size in record.image.sizes),))
+    axes = set(record.image.axes)
+    moved = record.dims("dims", record.image.rank)
+    if not record.params["dims"] or 0 in moved or (moved & axes and moved - axes):
+        return Refusal("it moves cells through space and other dimensions at once")
+    return resampled(record) if moved & axes else Spatial((tuple(Identity(size) for size in record.image.sizes),))
 
 
 def resampled(record: OpRecord) -> Spatial | Refusal:
@@ -58,7 +59,7 @@ def resampled(record: OpRecord) -> Spatial | Refusal:
     kept = [dim for dim in range(1, image.rank) if dim not in image.axes]
     if record.out.rank != image.rank or any(record.out.size(dim) != image.size(dim) for dim in kept):
         return Refusal("it changes other dimensions than space")
-    weights = tuple(_weights(_matrix(record, axis)) for axis in image.axes)
+    weights = tuple(_weights(_matrix(record, axis), ~np.isfinite(_matrix(record, axis, np.nan))) for axis in image.axes)
     maps = tuple(_map(w, image.size(axis)) for w, axis in zip(weights, image.axes, strict=True))
     return Spatial((maps,), op="kcompile.resample.default", weights=weights)
 
@@ -70,29 +71,36 @@ def _map(weights: Weights | None, size: int) -> AxisMap:
     return Table(tuple(map(int, first)), tuple(map(int, stop)), size)
 
 
-def _weights(matrix: FloatArray) -> Weights | None:
-    """Taps of each row of a matrix [out, in]; None for the unit matrix."""
-    if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))):
+def _weights(matrix: FloatArray, read: BoolArray) -> Weights | None:
+    """Taps of each row of a matrix [out, in]; None for the unit matrix.
+
+    Args:
+        matrix: The factors.
+        read: Which inputs an output reads: those with a factor of 0, too, count for NaN and infinity.
+    """
+    if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))) and (read == matrix).all():
         return None
-    taps = max(int((matrix != 0).sum(axis=1).max()), 1)
-    order = np.argsort(matrix == 0, axis=1, kind="stable")[:, :taps]  # the columns that count, in order, come first
-    factor = np.take_along_axis(matrix, order, axis=1)
-    index = np.where(factor != 0, order, order[:, :1])  # a tap that does not count reads a cell that does
+    taps = max(int(read.sum(axis=1).max()), 1)
+    order = np.argsort(~read, axis=1, kind="stable")[:, :taps]  # the columns that are read, in order, come first
+    taken = np.take_along_axis(read, order, axis=1)
+    factor = np.where(taken, np.take_along_axis(matrix, order, axis=1), 0.0)
+    index = np.where(taken, order, order[:, :1])  # a tap too many reads a cell that is read anyhow
     return Weights(index, None if taps == 1 and bool((factor == 1).all()) else factor)
 
 
-def _matrix(record: OpRecord, axis: int) -> FloatArray:
+def _matrix(record: OpRecord, axis: int, unit: float = 1.0) -> FloatArray:
     """Weights [out, in] along one axis: the op on the unit vectors of that axis, one cell along all others."""
     image = record.image
     size = image.size(axis)
     shape = [size] + [1] * (image.rank - 1)
     shape[axis] = size
     dtype = torch.float64 if image.dtype == "float64" else torch.float32  # half types compute indices in float32
-    units = torch.eye(size, dtype=dtype).reshape(shape)
+    single = torch.zeros(size, size, dtype=dtype).fill_diagonal_(unit)
     if record.op.startswith("aten.pad"):
-        return _pad_matrix(record, axis, size)
+        return _pad_matrix(record, axis, single)
     if "dims" in record.params and axis not in record.dims("dims", image.rank):
-        return np.eye(size)
+        return np.asarray(single.double().numpy())
+    units = single.reshape(shape)
     target: Any = torch.ops
     for part in record.op.split("."):
         target = getattr(target, part)
@@ -100,14 +108,13 @@ def _matrix(record: OpRecord, axis: int) -> FloatArray:
     return np.asarray(result.reshape(size, -1).T.double().numpy())
 
 
-def _pad_matrix(record: OpRecord, axis: int, size: int) -> FloatArray:
+def _pad_matrix(record: OpRecord, axis: int, single: torch.Tensor) -> FloatArray:
     """As `_matrix` for `pad`, which on one axis needs a tensor of one axis."""
     given: Sequence[int] = record.params["pad"]
     place = 2 * (record.image.rank - 1 - axis)
     pad = list(given[place : place + 2]) or [0, 0]
-    units = torch.eye(size, dtype=torch.float64).unsqueeze(1)
-    padded: torch.Tensor = torch.nn.functional.pad(units, pad, mode=record.params["mode"])
-    return np.asarray(padded.reshape(size, -1).T.numpy())
+    padded: torch.Tensor = torch.nn.functional.pad(single.unsqueeze(1), pad, mode=record.params["mode"])
+    return np.asarray(padded.reshape(len(single), -1).T.double().numpy())
 
 
 def _arguments(record: OpRecord, axis: int) -> dict[str, Any]:
@@ -139,4 +146,4 @@ def _moves(record: OpRecord, axis: int) -> dict[str, list[int]]:
     mine = [i for i, dim in enumerate(dims) if dim == axis]
     shifts = record.param("shifts", [0] * len(dims))
     shifts = [shifts] if isinstance(shifts, int) else shifts
-    return {"dims": [axis], "shifts": [shifts[i] for i in mine]}
+    return {"dims": [axis] * len(mine), "shifts": [shifts[i] for i in mine]}

@@ -105,12 +105,13 @@ def _moment(graph: fx.Graph, item: fx.Node) -> fx.Node:
     """Variance or mean of ``var_mean``."""
     source, index = item.args
     assert isinstance(source, fx.Node)
-    dims = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
-    keep = source.kwargs.get("keepdim", False)
+    names = [argument.name for argument in source.target._schema.arguments]  # type: ignore[union-attr]
+    given: dict[str, Any] = {**dict(zip(names, source.args, strict=False)), **source.kwargs}
+    image, dims, keep = source.args[0], given.get("dim"), given.get("keepdim", False)
     if index == 0:
-        options = {"correction": source.kwargs.get("correction"), "keepdim": keep}
-        return call(graph, aten.var.correction, (source.args[0], dims), item, options)
-    return call(graph, aten.mean.dim, (source.args[0], dims, keep), item)
+        options = {"correction": given.get("correction", int(given.get("unbiased", True))), "keepdim": keep}
+        return call(graph, aten.var.correction, (image, dims), item, options)
+    return call(graph, aten.mean.dim, (image, dims, keep), item)
 
 
 _SPLITS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
@@ -124,6 +125,7 @@ _ITEMS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.max.dim: _extreme(aten.amax.default, aten.argmax.default),
     aten.min.dim: _extreme(aten.amin.default, aten.argmin.default),
     aten.var_mean.correction: _moment,
+    aten.var_mean.dim: _moment,
     **dict.fromkeys(_MAX_POOLS, _adaptive_max),
 }
 

@@ -201,3 +201,120 @@ def test_tensors_without_spatial_axes(seed: int) -> None:
     assert torch.equal(mine, base[[2, 0, 2]])
     mine.zero_()
     assert base.count_nonzero() == 20
+
+
+def boxes(axes: int, queries: int, least: int = 1) -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """Starts of windows and of boxes, the sizes of both; all of them random."""
+    size, cells = [ints(1, 4) for _ in range(axes)], [ints(least, 6) for _ in range(axes)]
+    return torch.randint(-2, 5, (queries, axes)), torch.zeros(queries, axes, dtype=torch.int64), size, cells
+
+
+def crop_arguments(axes: int, queries: int = 6) -> tuple[Any, ...]:
+    """Boxes that lie inside of results that begin at ``start * stride - shift``."""
+    start, at, size, more = boxes(axes, queries, least=0)
+    stride, shift = [ints(1, 3) for _ in range(axes)], [ints(0, 3) for _ in range(axes)]
+    for axis in range(axes):
+        inner = torch.randint(more[axis] + 1, (queries,))
+        at[:, axis] = start[:, axis] * stride[axis] - shift[axis] + inner
+    window = channels_last(torch.randn(queries, 3, *(s + m for s, m in zip(size, more, strict=True))))
+    return window, start, at, size, stride, shift
+
+
+def resample_arguments(axes: int, queries: int = 6, out: int = 7) -> tuple[Any, ...]:
+    """Tables of any taps, of copies, and of none; windows hold whatever the boxes read."""
+    size = [ints(1, 4) for _ in range(axes)]
+    at = torch.stack([torch.randint(out - s + 1, (queries,)) for s in size], 1)
+    start, index, factor, cells = torch.zeros_like(at), [], [], []
+    for axis in range(axes):
+        kind = ("none", "copies", "sums")[(ints(0, 2) + axis) % 3]
+        taps = ints(1, 3) if kind == "sums" else 1
+        table = torch.randint(9, (out, taps)) if kind != "none" else torch.arange(out)[:, None]
+        read = table[at[:, axis, None] + torch.arange(size[axis])].flatten(1)
+        start[:, axis] = read.amin(1) if kind != "none" else at[:, axis]
+        cells.append(int((read.amax(1) - start[:, axis]).max()) + 1)
+        index.append(table if kind != "none" else torch.empty(0, 0, dtype=torch.int64))
+        factor.append(torch.randn(out, taps, dtype=torch.float64) if kind == "sums" else torch.empty(0, 0).double())
+    window = channels_last(torch.randn(queries, 3, *cells, dtype=torch.float64))
+    return window, start, at, size, index, factor
+
+
+def cropped_by_loops(
+    window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: list[int], shift: list[int]
+) -> Tensor:
+    result = window.new_full((len(window), window.shape[1], *size), float("nan"))
+    for row, cell in product(range(len(window)), product(*(range(s) for s in size))):
+        where = [
+            int(at[row, a]) + c - (int(start[row, a]) * stride[a] - shift[a]) for a, c in enumerate(cell)
+        ]  # fmt: skip
+        result[(row, slice(None), *cell)] = window[(row, slice(None), *where)]
+    return result
+
+
+def resampled_by_loops(
+    window: Tensor, start: Tensor, at: Tensor, size: list[int], index: list[Tensor], factor: list[Tensor]
+) -> Tensor:
+    """Every output as the sum over all combinations of its taps."""
+    result = window.new_zeros((len(window), window.shape[1], *size))
+    for row, cell in product(range(len(window)), product(*(range(s) for s in size))):
+        taps: list[list[tuple[int, float]]] = []
+        for axis, c in enumerate(cell):
+            out, first = int(at[row, axis]) + c, int(start[row, axis])
+            reads = index[axis][out].tolist() if index[axis].numel() else [out]
+            by = factor[axis][out].tolist() if factor[axis].numel() else [1.0] * len(reads)
+            taps.append([(read - first, f) for read, f in zip(reads, by, strict=True)])
+        for chosen in product(*taps):
+            value = window[(row, slice(None), *(cell for cell, _ in chosen))]
+            for _, f in chosen:
+                value = value * f
+            result[(row, slice(None), *cell)] += value
+    return result
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_crop_against_loops(axes: int, seed: int) -> None:
+    for _ in range(10):
+        given = crop_arguments(axes, ints(1, 6))
+        mine = ops.crop(*given)
+        assert torch.equal(mine, cropped_by_loops(*given))
+        assert torch.equal(mine, reference.crop(*given))
+        assert is_channels_last(mine)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_resample_against_loops(axes: int, seed: int) -> None:
+    for _ in range(10):
+        given = resample_arguments(axes, ints(1, 5))
+        mine = ops.resample(*given)
+        torch.testing.assert_close(mine, resampled_by_loops(*given), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine, reference.resample(*given), rtol=1e-12, atol=1e-12)
+        assert is_channels_last(mine)
+
+
+@pytest.mark.parametrize("name", ["crop", "resample"])
+def test_crop_and_resample_take_any_memory_format(name: str, seed: int) -> None:
+    given = crop_arguments(2) if name == "crop" else resample_arguments(2)
+    want = getattr(ops, name)(*given)
+    assert torch.equal(getattr(ops, name)(given[0].contiguous(), *given[1:]), want)
+
+
+@pytest.mark.parametrize("name", ["crop", "resample"])
+@pytest.mark.parametrize("axes", AXES)
+def test_opcheck_of_crop_and_resample(axes: int, name: str, seed: int) -> None:
+    given = crop_arguments(axes) if name == "crop" else resample_arguments(axes)
+    torch.library.opcheck(
+        getattr(ops, name).default, given, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    )
+
+
+@pytest.mark.parametrize("name", ["crop", "resample"])
+def test_crop_and_resample_share_no_memory_and_write_nothing(name: str, seed: int) -> None:
+    """Where the box is the whole result, and where no axis changes, too."""
+    window = channels_last(torch.randn(1, 3, 2, 4))
+    none = [torch.empty(0, 0, dtype=torch.int64)] * 2
+    zeros, size = torch.zeros(1, 2, dtype=torch.int64), [2, 4]
+    rest = ([1, 1], [0, 0]) if name == "crop" else (none, [torch.empty(0, 0)] * 2)
+    before = window.clone()
+    result = getattr(ops, name)(window, zeros, zeros, size, *rest)
+    assert torch.equal(result, before)
+    result.fill_(float("nan"))
+    assert torch.equal(window, before)

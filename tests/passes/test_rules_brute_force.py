@@ -24,7 +24,8 @@ def test_op(case: Case, seed: int) -> None:
     for patch in sizes:
         if case.refused is None:
             check_region(model, compiled, case, patch, exact=min(patch) >= case.dilation)
-            check_window(model, compiled, case, patch)
+            if reads_the_image_alone(compiled):
+                check_window(model, compiled, case, patch)
         check_end_to_end(model, compiled, case, patch)
 
 
@@ -34,3 +35,10 @@ def check_placement(compiled: Compiled, case: Case) -> None:
         assert not dense
     else:
         assert any(case.refused in layer.reason for layer in dense)
+
+
+def reads_the_image_alone(compiled: Compiled) -> bool:
+    """True for what is one op on windows: all of them are cut out of the image or of constants."""
+    image = compiled.plan.layers[0].name
+    bases = [compiled.plan.base(read.base) for read in compiled.plan.reads if read.target]
+    return all(base.source == image or not base.batched for base in bases)

@@ -75,8 +75,8 @@ class NonLocal(Attention):
 
 
 DENSE = [
-    call("no rule", lambda x: x.cummax(2).values, refused="aten.cummax.default"),
-    call("sort", lambda x: x.sort(3).values, refused="aten.sort"),
+    call("no rule", lambda x: x.cummax(2).values, refused="it follows cummax"),
+    call("sort", lambda x: x.sort(3).values, refused="it follows sort"),
     call("sum over rows", lambda x: x.sum(2), refused="reduces"),
     call("variance over the map", lambda x: x - x.var((2, 3), keepdim=True), refused="reduces"),
     call("log softmax over columns", partial(F.log_softmax, dim=3), refused="along an axis"),

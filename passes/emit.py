@@ -115,6 +115,8 @@ class _Emitter:
         assert info.record.out is not None
         (arg,) = tensor_inputs(node)
         read = self.planned.reads[node.name, 0]
+        if not any(w is not None for w in weights):  # it changes nothing
+            return self._read(read, self.front.get(arg), info.rule)
         window = self._read(read, self.front.get(arg), info.rule, arranged=False)
         tables: tuple[list[fx.Node], list[fx.Node]] = ([], [])
         for axis, w in enumerate(weights):

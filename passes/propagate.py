@@ -97,7 +97,8 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
     where = (user_module(node), user_line(node))
     if not reached:
         return NodeInfo(node, record, macs(record), "reuse", None, None, *where)
-    blind = any(found[arg].region is None for arg in reached)  # such a node is dense: rules need not see it
+    tensors = [arg for arg in reached if not isinstance(arg.meta.get("val"), (int, torch.SymInt))]
+    blind = any(found[arg].region is None for arg in tensors)  # such a node is dense: rules need not see it
     name, answer = (rule_name(record.op), Refusal("an input of it is dense")) if blind else spatial(record)
     region: int | None = None
     axes: tuple[int, ...] = ()

@@ -62,7 +62,7 @@ def _layers(plan: Plan) -> str | None:
     placement = {layer.name: layer.placement for layer in plan.layers}
     for layer in plan.layers:
         before = {placement[name] for name in layer.inputs if name in placement}
-        if Placement.DENSE in before and layer.placement is not Placement.DENSE:
+        if Placement.DENSE in before and layer.placement is Placement.INCREMENTAL:
             return f"{layer.name} is {layer.placement} but follows a dense node"
         if layer.placement is Placement.INCREMENTAL and layer.region is None:
             return f"{layer.name} is incremental without a region"

@@ -58,7 +58,7 @@ class Spatial:
     @property
     def placed(self) -> bool:
         """True if the op must be told where its window and its box begin."""
-        return self.weights is not None or self.crop is not None
+        return self.crop is not None or any(w is not None for w in self.weights or ())
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def spatial(record: OpRecord) -> tuple[str, Spatial | Refusal]:
         return name, Refusal(f"no spatial rule for {record.op}")
     if record.out is None or not record.out.batched:
         return name, Refusal("its result is not one tensor with the batch first")
+    if not any(spec.reached for spec in record.inputs):
+        return name, Refusal("it computes with the batch's size")
     if not record.image.axes:
         return name, Refusal("what it reads has no spatial axes")
     return name, function(record)

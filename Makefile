@@ -14,7 +14,7 @@ VERSION_CHECK = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	% (sys.executable, sys.version.split()[0]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint lint-style lint-format lint-types lint-layers format bench zoo clean distclean
+.PHONY: help demo test slow lint lint-style lint-format lint-types lint-layers format bench fuzz zoo clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,6 +49,9 @@ format: $(DEV_STAMP)  ## fix what ruff can fix, and format
 
 bench: $(DEV_STAMP)  ## run the benchmarks (ARGS=... is passed on)
 	$(PY) -m benchmarks $(ARGS)
+
+fuzz: $(DEV_STAMP)  ## check 10,000 random networks; goes on where it stopped (ARGS=...)
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --graphs 10000 --jobs 2 --state .fuzz/ $(ARGS)
 
 zoo: $(DEV_STAMP)  ## try all of torchvision's and many of timm's models; goes on where it stopped (ARGS=...)
 	$(PY) -m benchmarks.zoo $(ARGS)

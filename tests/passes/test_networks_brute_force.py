@@ -38,10 +38,60 @@ def test_end_to_end(case: Case, largest: Sequence[int], seed: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own advice
 def test_every_rule_is_in_the_tables() -> None:
+    """Each op with a rule of its own, and each rule; of the pointwise ops, those that stand for all of their kind."""
     covered = {op for case in [*OPS, *NETWORKS] for op in _ops(ready(case.make(), case.shape), case.shape)}
     renamed = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default", "aten.flatten.using_ints"}
-    inside = {"aten.addmm.default", "aten.mm.default", "aten._softmax.default"}  # what some decompositions make
-    assert set(RULES) - covered - renamed - inside == set()
+    inside = {
+        "aten.addmm.default",
+        "aten.mm.default",
+        "aten.native_group_norm.default",
+    }  # what some decompositions make
+    own = {op for op, (name, _) in RULES.items() if name != "pointwise"}
+    assert own - covered - renamed - inside == set()
+    rules = {name for name, _ in RULES.values()}
+    assert rules - {RULES[op][0] for op in covered if op in RULES} == set()
+    pointwise = {_kind(op) for op, (name, _) in RULES.items() if name == "pointwise"}
+    assert pointwise - {_kind(op) for op in covered if op in RULES} - UNUSED == set()
+
+
+# Tensor arguments of pointwise ops that no network has: gradients, and a number to a tensor's power in three terms.
+UNUSED: set[tuple[str, ...]] = set()
+
+
+def test_every_pointwise_op_is_of_a_kind_that_the_rule_handles() -> None:
+    """It has tensors that broadcast and plain numbers; it returns one tensor and writes to none."""
+    plain = {
+        "Tensor",
+        "Scalar",
+        "number",
+        "float",
+        "int",
+        "bool",
+        "str",
+        "ScalarType",
+        "Layout",
+        "Device",
+        "MemoryFormat",
+    }
+    for op, (name, _) in RULES.items():
+        if name == "pointwise":
+            schema = _schema(op)
+            assert [str(value.type) for value in schema.returns] == ["Tensor"], op
+            assert not schema.is_mutable, op
+            assert {str(a.type).removeprefix("Optional[").rstrip("]") for a in schema.arguments} <= plain, op
+            assert schema.arguments[0].name != "dim", op
+            assert not {a.name for a in schema.arguments} & {"dim", "dims", "axis", "size"}, op
+
+
+def _schema(op: str) -> torch._C.FunctionSchema:
+    namespace, packet, overload = op.split(".")
+    found: torch._C.FunctionSchema = getattr(getattr(getattr(torch.ops, namespace), packet), overload)._schema
+    return found
+
+
+def _kind(op: str) -> tuple[str, ...]:
+    """Which of an op's arguments are tensors: broadcasting is all that the rule sees of it."""
+    return tuple("T" if "Tensor" in str(a.type) else "." for a in _schema(op).arguments if "Tensor" in str(a.type))
 
 
 def _ops(model: nn.Module, shape: tuple[int, ...]) -> set[str]:

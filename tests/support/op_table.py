@@ -8,10 +8,11 @@ from tests.support.op_table_dense import DENSE
 from tests.support.op_table_layout import LAYOUTS
 from tests.support.op_table_pointwise import POINTWISE
 from tests.support.op_table_pool import POOLS
-from tests.support.op_table_resize import MOVES, RESIZES, SHUFFLES
+from tests.support.op_table_resize import DEFAULT_OVERLOADS, MOVES, RESIZES, SHUFFLES
 
 __all__ = ["OPS", "Case"]
 
 OPS = [
-    *CONVOLUTIONS, *TRANSPOSED, *POOLS, *POINTWISE, *CHANNELS, *LAYOUTS, *BORDERS, *RESIZES, *SHUFFLES, *MOVES, *DENSE,
+    *CONVOLUTIONS, *TRANSPOSED, *POOLS, *POINTWISE, *CHANNELS, *LAYOUTS, *BORDERS, *RESIZES, *DEFAULT_OVERLOADS,
+    *SHUFFLES, *MOVES, *DENSE,
 ]  # fmt: skip

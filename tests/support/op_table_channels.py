@@ -74,6 +74,16 @@ CHANNELS = [
     call("stack at the end", lambda x: torch.stack([x, x.abs()], -1).sum(-1)),
     call("transform input", _transform_input),
     call("write over channels", _write),
+    call("slice_scatter", lambda x: torch.slice_scatter(x, x[:, :2].abs(), 1, 0, 3, 2)),
+    call(
+        "slice_scatter of rows", lambda x: torch.slice_scatter(x, x[:, :, :2].abs(), 2, 3, 5), refused="part of the map"
+    ),
+    call(
+        "unbiased moments",
+        lambda x: torch.var(x, 1, correction=1, keepdim=True) + torch.std(x, 1, correction=2, keepdim=True),
+    ),
+    call("p norm", lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, 3, [1], True)),
+    call("squeeze of two dimensions", lambda x: torch.squeeze(x[:, :, None, :, None], (2, 4))),
     call("write over channels with step", _write_over),
     call("write one channel", _write_one),
     call("list of channels", lambda x: x[:, [2, 0, 0, 3]]),
@@ -128,7 +138,6 @@ CHANNELS = [
     call(
         "variance and mean over channels",
         lambda x: torch.cat(torch.var_mean(x, 1, keepdim=True), 1),
-        refused="it follows var_mean",
     ),
     call("normalized channels", F.normalize),
     call("l2 norm by hand", lambda x: x / x.pow(2).sum(1, keepdim=True).sqrt()),

@@ -151,6 +151,7 @@ MASKS = [
     call("where", lambda x: torch.where(x > 0, x, 0.1 * x)),
     call("where with numbers", lambda x: torch.where(x > 0.2, 1.0, -1.0)),
     call("where with one number", lambda x: torch.where(x > 0.2, 1.0, x)),
+    Case("clamp by tensors", lambda: Call(torch.clamp, low=torch.full((4, 1, 1), -0.5), high=torch.rand(11))),
     call("maximum of two", lambda x: torch.maximum(x, -2.0 * x)),
     call("minimum of two", lambda x: torch.min(x, x.square())),
     call("fmax", lambda x: torch.fmax(x, -x)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.support.networks import Call
-from tests.support.op_table_case import EVEN, LINE, MAP, NEVER, VOLUME, Case, call
+from tests.support.op_table_case import EVEN, LINE, MAP, NEVER, VOLUME, Case, call, op
 
 
 def _resize(mode: str, shape: tuple[int, ...] = MAP, **options: Any) -> Case:
@@ -110,6 +110,20 @@ RESIZES = [
     ),
 ]
 
+DEFAULT_OVERLOADS = [
+    *(op(f"{kind}1d", [7], shape=LINE) for kind in ("upsample_nearest", "_upsample_nearest_exact")),
+    *(op(f"{kind}2d", [13, 7]) for kind in ("upsample_nearest", "_upsample_nearest_exact")),
+    *(op(f"{kind}3d", [3, 9, 6], shape=VOLUME) for kind in ("upsample_nearest", "_upsample_nearest_exact")),
+    op("upsample_nearest2d", [18, 6], 2.0, 0.6),
+    op("upsample_linear1d", [7], False, shape=LINE),
+    op("upsample_bilinear2d", [13, 7], False),
+    op("upsample_bilinear2d", [18, 7], True),
+    op("upsample_bicubic2d", [13, 7], False, 1.5, 0.7),
+    op("upsample_trilinear3d", [3, 9, 6], False, shape=VOLUME),
+    op("_upsample_bilinear2d_aa", [4, 17], False),
+    op("_upsample_bicubic2d_aa", [4, 17], False),
+]
+
 SHUFFLES = [
     Case("pixel shuffle", lambda: nn.PixelShuffle(2), (8, 4, 5)),
     Case("pixel shuffle 3", lambda: nn.PixelShuffle(3), (9, 4, 4)),
@@ -144,13 +158,13 @@ MOVES = [
     call("flip columns", lambda x: x.flip(3)),
     call("flip rows and columns", lambda x: x.flip((-2, -1))),
     call("flip channels", lambda x: x.flip(1)),
-    call("flip channels and rows", lambda x: x.flip((1, 2))),
+    call("flip channels and rows", lambda x: x.flip((1, 2)), refused="space and other dimensions"),
     call("flip 1d", lambda x: x.flip(2), LINE),
     call("flip 3d", lambda x: x.flip((2, 4)), VOLUME),
     call("roll rows", lambda x: x.roll(3, 2)),
     call("roll both ways", lambda x: x.roll((-2, 4), (2, 3))),
     call("roll channels", lambda x: x.roll(1, 1)),
-    call("roll channels and rows", lambda x: x.roll((1, 2), (1, 2))),
+    call("roll channels and rows", lambda x: x.roll((1, 2), (1, 2)), refused="space and other dimensions"),
     call("roll twice along one axis", lambda x: x.roll((1, 2), (2, 2))),
     call("rot90", lambda x: x.rot90(1, (2, 3)).transpose(2, 3)),
 ]

@@ -15,13 +15,14 @@ _FOLLOWS = "it follows"
 
 def summary(plan: Plan) -> dict[str, Any]:
     """Multiply-adds, the share of them that is incremental, the first dense layers' reasons, what comes before."""
-    full = max(plan.full_macs(), 1)
+    full, end = max(plan.full_macs(), 1), first_global(plan)
     incremental = sum(layer.macs for layer in plan.layers if layer.placement is Placement.INCREMENTAL)
     return {
         "macs": plan.full_macs(),
         "share": incremental / full,
         "reasons": reasons(plan),
-        "before": sum(layer.macs for layer in plan.layers[: first_global(plan)]) / full,
+        "before": sum(layer.macs for layer in plan.layers[:end]) / full,
+        "gated": end < len(plan.layers) and _spreads(plan.layers[end], {layer.name: layer for layer in plan.layers}),
     }
 
 

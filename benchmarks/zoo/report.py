@@ -42,7 +42,7 @@ random, calibrated so that each network reacts to a patch; patches have 16×16 p
 | bound | multiply-adds of full inference over those of each position's own boxes, positions at stride 8 |
 | error, change | largest difference from full inference of really patched images, and what the patches change, as shares of max\\|full output\\|. Exact: error ≤ 1e-4 in float32; where that fails (marked 64), ≤ 1e-6 of the change in float64 |
 | time/full | one call with up to 64 positions over eager full inference (channels_last, batches of 16, one thread), median of 3; above {no_loss} in bold |
-| dense because | reasons of the first dense layers, with the number of layers |
+| dense because | reasons of the first dense layers, with the number of layers; "gate after": what was pooled to one cell is laid over a map (squeeze-and-excitation, image-level pooling) after this share of the multiply-adds |
 """  # noqa: E501
 
 
@@ -108,6 +108,8 @@ def _precision(row: Row) -> str:
 def _reasons(row: Row) -> str:
     found = row.get("reasons", [])
     said = [f"{_SHORT.get(reason, reason)}{f' ×{count}' if count > 1 else ''}" for reason, count in found[:3]]
+    if row.get("gated"):
+        said.insert(0, f"gate after {row['before']:.0%}")
     return "; ".join(said + ["…"] * (len(found) > 3)).replace("|", "\\|")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
 import traceback
 from pathlib import Path
@@ -41,6 +42,7 @@ def main() -> None:
         lines = str(error).strip().splitlines()
         row["why"] = f"{row['stage']}: {type(error).__name__}: {' / '.join(lines[:4])}"[:500]
         row["traceback"] = traceback.format_exc()[-6000:]
+    row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     args.out.write_text(json.dumps(row, indent=1) + "\n")
 
 

@@ -117,7 +117,7 @@ def test_models_with_a_result_are_skipped(
 def test_the_table_is_written_from_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runs, "_one", lambda self, name: pytest.fail("it ran a model"))
     keep(tmp_path, row_of("timm.dla34", ratio=1.2))
-    keep(tmp_path, row_of("timm.gated", before=0.1, share=0.2, dtype="float64", compile=31.0))
+    keep(tmp_path, row_of("timm.gated", before=0.1, share=0.2, gated=True, dtype="float64", compile=31.0))
     failed = {"name": "torchvision.vgg16", "seed": 7, "status": "failed", "why": "compiling: Oops"}
     keep(tmp_path, failed)
     names = ["timm.dla34", "timm.gated", "torchvision.vgg16", "timm.not_run"]
@@ -126,6 +126,7 @@ def test_the_table_is_written_from_results_alone(tmp_path: Path, monkeypatch: py
     text = page.read_text()
     assert "| timm.dla34 | exact | 2.5 | 1.80 | 94% | 2.81 | 2e-06 | 6e-02 | **1.20** | region ≈ map ×2 |" in text
     assert "| 2e-06 (64) |" in text
+    assert "| gate after 10%; region ≈ map ×2 |" in text
     assert "| torchvision.vgg16 | **failed** | – |" in text
     assert "* torchvision.vgg16 (seed 7): compiling: Oops" in text
     assert "run: 3 of 4; compiled: 2 of 3, 1 of them in more than 30 s" in text
@@ -176,7 +177,9 @@ def test_a_gate_is_global_and_a_pooled_head_is_not() -> None:
     trunk = [layer("a", (4, 8, 8), ["x"], macs=30), layer("pool", (4, 1, 1), ["a"])]
     gated = plan_of(*trunk, layer("gate", (4, 8, 8), ["a", "pool"]), layer("late", (4, 8, 8), ["gate"], macs=70))
     assert placement.summary(gated)["before"] == pytest.approx(0.3)
+    assert placement.summary(gated)["gated"]
     head = plan_of(*trunk, layer("fc", (4, 1, 1), ["pool"], macs=70))
+    assert not placement.summary(head)["gated"]
     assert placement.first_global(head) == len(head.layers)
 
 

@@ -208,7 +208,7 @@ def test_an_interrupt_returns_the_partial_map(after: int, seed: int, monkeypatch
     """Ctrl-C after some groups of queries: the others' scores are NaN."""
     from kcompile.runtime import executor
 
-    monkeypatch.setattr(executor, "TAIL_BYTES", 1)
+    monkeypatch.setattr(executor, "TAIL_BYTES", (1, 1))
     model, image = network(), noise(SHAPE)
     inc = incremental(model, SHAPE, PATCH)
     whole = kcompile.occlusion(inc, image, stride=2)

@@ -7,14 +7,10 @@ import json
 import multiprocessing
 import random
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from tests.fuzz.campaign import Tally, WrongGraphError, search
-
-CHUNK = 100
+from tests.fuzz.campaign import Tally
+from tests.fuzz.chunks import CHUNK, record_of, run_chunk
 
 
 def main() -> int:
@@ -23,15 +19,15 @@ def main() -> int:
     options.state.mkdir(parents=True, exist_ok=True)
     chunks = -(-options.graphs // CHUNK)
     seed = _seed(options.state, options.seed, chunks)
-    done = {number: Tally(**json.loads(_record(options.state, number).read_text()))
-            for number in range(chunks) if _record(options.state, number).exists()}  # fmt: skip
+    done = {number: Tally(**json.loads(record_of(options.state, number).read_text()))
+            for number in range(chunks) if record_of(options.state, number).exists()}  # fmt: skip
     print(f"run seed: {seed} (repeat with --seed {seed}); {len(done)} of {chunks} chunks are done", flush=True)
     left = [(options.state, seed, number) for number in range(chunks) if number not in done]
     total, failures = Tally(), 0
     for tally in done.values():
         total.add(tally)
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for number, tally, message in pool.imap_unordered(_chunk, left):
+        for number, tally, message in pool.imap_unordered(run_chunk, left):
             if tally is None:
                 failures += 1
                 print(f"chunk {number} FAILED: {message}", flush=True)
@@ -51,15 +47,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _record(state: Path, number: int) -> Path:
-    return state / f"chunk-{number:05}.json"
-
-
 def _seed(state: Path, given: int | None, chunks: int) -> int:
     """The seed of the run in the folder; a fresh one, and an empty folder, if that is finished or another is wanted."""
     file = state / "seed"
     old = int(file.read_text()) if file.exists() else None
-    finished = all(_record(state, number).exists() for number in range(chunks))
+    finished = all(record_of(state, number).exists() for number in range(chunks))
     if old is not None and (given == old if given is not None else not finished):
         return old
     for record in state.glob("chunk-*.json"):
@@ -67,22 +59,6 @@ def _seed(state: Path, given: int | None, chunks: int) -> int:
     seed = random.SystemRandom().randrange(2**32) if given is None else given
     file.write_text(str(seed))
     return seed
-
-
-def _chunk(job: tuple[Path, int, int]) -> tuple[int, Tally | None, str]:
-    """One chunk, in a process of its own; a chunk that fails is not recorded, so that it runs again."""
-    state, seed, number = job
-    torch.set_num_threads(1)
-    try:
-        tally = search(random.Random(f"{seed}/{number}").randrange(2**32), CHUNK)
-    except WrongGraphError as error:
-        return number, None, str(error)
-    except Exception as error:  # of the fuzzer itself: the other chunks go on
-        return number, None, repr(error)
-    part = _record(state, number).with_suffix(".part")
-    part.write_text(json.dumps(asdict(tally)))
-    part.rename(_record(state, number))
-    return number, tally, ""
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ def transposed(g: Grower, x: Ref) -> Ref | None:
     groups, cout = _groups(g, g.channels(x))
     weight = g.const("weight", g.channels(x), cout // groups, *kernel)
     bias = g.const("bias", cout) if g.chance(2) else None
-    overload = "input" if g.axes > 1 else "default"
     overload = {1: "conv_transpose1d.default", 2: "conv_transpose2d.input", 3: "conv_transpose3d.input"}[g.axes]
     return g.call(overload, x, weight, bias, stride, padding, extra, groups, dilation)
 
@@ -150,7 +149,9 @@ def shuffle_pixels(g: Grower, x: Ref) -> Ref | None:
     """Depth to space, or space to depth."""
     if g.axes != 2:
         return None
-    if g.channels(x) % 4 == 0 and max(g.sizes(x)) <= 15:
+    if max(g.sizes(x)) <= 15 and not g.chance(3):
+        if g.channels(x) % 4:
+            x = g.call("conv2d.default", x, g.const("weight", 4 * g.whole(1, 2), g.channels(x), 1, 1))
         return g.call("pixel_shuffle.default", x, 2)
     factor = g.pick([2, 3])
     if g.channels(x) > 3 or any(size % factor for size in g.sizes(x)):

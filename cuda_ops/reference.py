@@ -115,4 +115,6 @@ def resample(
             by = factor[axis][wanted].reshape(*wanted.shape, -1, *(1,) * (lines.dim() - 2))
             summed = sum(lines[rows, reads[:, :, tap]] * by[:, :, tap] for tap in range(reads.shape[2]))  # type: ignore[assignment]
         result = summed.movedim(1, axis + 1)
-    return result.contiguous().movedim(-1, 1)
+    unchanged = not any(part.numel() for part in index)  # then contiguous() could alias the window
+    laid = result.clone(memory_format=torch.contiguous_format) if unchanged else result.contiguous()
+    return laid.movedim(-1, 1)

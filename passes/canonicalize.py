@@ -8,7 +8,7 @@ from kcompile.passes.constants import FoldConstants
 from kcompile.passes.grouping import ExpandWithoutSizes, GroupReshapes
 from kcompile.passes.infra import GraphPass
 from kcompile.passes.no_ops import DropNoOps
-from kcompile.passes.pieces import SelectToSqueeze, SplitToSlices, StackToCat
+from kcompile.passes.pieces import SelectScatterToSlices, SelectToSqueeze, SplitToSlices, StackToCat
 from kcompile.passes.shapes import ContiguousForMemoryOps, SelectToSlice, SqueezeToDims, ViewToReshape
 
 __all__ = [
@@ -19,12 +19,13 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "GroupReshapes",
+    "SelectScatterToSlices",
     "SelectToSlice",
     "SelectToSqueeze",
     "SplitAveragePool",
     "SplitToSlices",
-    "StackToCat",
     "SqueezeToDims",
+    "StackToCat",
     "ViewToReshape",
 ]
 
@@ -38,6 +39,7 @@ PASSES: list[GraphPass] = [
     SplitToSlices(),
     SelectToSlice(),
     SelectToSqueeze(),
+    SelectScatterToSlices(),
     StackToCat(),
     FoldBatchNorm(),
     SplitAveragePool(),

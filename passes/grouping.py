@@ -16,7 +16,7 @@ from kcompile.passes.infra import PassResult, aten, call, calls, finish
 
 @dataclass(frozen=True)
 class GroupReshapes:
-    """``reshape`` becomes ``flatten`` and ``unflatten`` of groups of neighbouring dimensions, where it keeps the batch."""
+    """``reshape`` becomes ``flatten`` and ``unflatten`` of neighbouring dimensions, where it keeps the batch."""
 
     name: str = "group-reshapes"
 

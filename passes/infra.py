@@ -93,7 +93,9 @@ def call(
         real = isinstance(known, Tensor) and not isinstance(known, FakeTensor)
         return mode.from_tensor(known) if real and mode is not None else known
 
-    node.meta["val"] = target(*pytree.tree_map(value, args, is_leaf=lambda leaf: isinstance(leaf, fx.Node)), **kwargs or {})
+    node.meta["val"] = target(
+        *pytree.tree_map(value, args, is_leaf=lambda leaf: isinstance(leaf, fx.Node)), **kwargs or {}
+    )
     return node
 
 

@@ -165,6 +165,33 @@ def _selected(node: fx.Node) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
+class SelectScatterToSlices:
+    """``select_scatter`` (``x[:, i] = y``) writes a slice of one cell."""
+
+    name: str = "select-scatter-to-slices"
+
+    def apply(self, module: fx.GraphModule) -> PassResult:
+        """Rewrite each of them."""
+        writes = list(calls(module, aten.select_scatter.default))
+        for node in writes:
+            image, source, dim, index = (node.args[i] for i in range(4))
+            assert isinstance(image, fx.Node)
+            assert isinstance(dim, int)
+            assert isinstance(index, int)
+            place = index % image.meta["val"].shape[dim] if index < 0 else index
+            with module.graph.inserting_before(node):
+                raised = call(module.graph, aten.unsqueeze.default, (source, dim), node)
+                written = call(module.graph, aten.slice_scatter.default, (image, raised, dim, place, place + 1), node)
+            node.replace_all_uses_with(written)
+            module.graph.erase_node(node)
+        return finish(module, bool(writes))
+
+    def postcondition(self, module: fx.GraphModule) -> str | None:
+        """None is left."""
+        return next((f"{node} writes" for node in calls(module, aten.select_scatter.default)), None)
+
+
+@dataclass(frozen=True)
 class StackToCat:
     """``stack`` becomes a cat of unsqueezed tensors."""
 

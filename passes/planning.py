@@ -139,8 +139,8 @@ def _base(analysis: Analysis, r: _Request, padding: tuple[tuple[int, int], ...],
     while name in taken:  # one constant in two layouts
         name += "_"
     info = analysis.nodes.get(r.arg)
-    if info is not None and info.record.out is not None:
-        return BaseTensor(name, r.arg.name, info.record.out.shape, padding, r.fill, info.record.out.batched, r.axes)
+    if info is not None and info.record.out is not None and info.record.out.batched:
+        return BaseTensor(name, r.arg.name, info.record.out.shape, padding, r.fill, True, r.axes)
     constant = tuple(r.arg.meta["val"].shape)[-(r.rank - 1) :]  # without batch; missing dimensions are 1
     shape = (1,) * (r.rank - 1 - len(constant)) + constant
     return BaseTensor(name, r.arg.name, shape, padding, r.fill, False, r.axes)

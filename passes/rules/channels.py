@@ -91,7 +91,7 @@ def layer_norm(record: OpRecord) -> Spatial | Refusal:
     return same_cells(record)
 
 
-@rule("aten.group_norm.default", "aten.instance_norm.default", "aten.native_group_norm.default")
+@rule("aten.group_norm.default", "aten.instance_norm.default")
 def group_norm(record: OpRecord) -> Spatial | Refusal:
     """Statistics over space: a patch changes every cell."""
     return Refusal("it normalises over the whole map")

@@ -20,7 +20,11 @@ def _names() -> Iterator[str]:
             tags, schema = op.tags, op._schema
             if str(op) == "aten.clone.default":  # the copies that are left are for ops that look at memory
                 continue
-            if (torch.Tag.pointwise not in tags and name not in _ALIASES) or torch.Tag.nondeterministic_seeded in tags or schema.is_mutable:
+            if (
+                (torch.Tag.pointwise not in tags and name not in _ALIASES)
+                or torch.Tag.nondeterministic_seeded in tags
+                or schema.is_mutable
+            ):
                 continue
             if len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor":
                 yield str(op)
@@ -29,15 +33,16 @@ def _names() -> Iterator[str]:
 # Pointwise, though not marked: compositions of marked ones, and a change of type.
 _UNMARKED = (
     "aten.relu6.default", "aten.hardswish.default", "aten.mish.default", "aten.selu.default", "aten.celu.default",
-    "aten._to_copy.default", "aten.to.dtype", "aten.log_sigmoid.default", "aten.log_sigmoid_forward.default",
-    "aten.prelu.default", "aten.square.default", "aten.softsign.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
+    "aten._to_copy.default", "aten.to.dtype", "aten.log_sigmoid.default",
+    "aten.prelu.default", "aten.square.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
     "aten.nan_to_num.default", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.type_as.default",
     "aten.copy.default", "aten.rrelu.default", "aten.hardshrink.default", "aten.softshrink.default",
 )  # fmt: skip
 # Other names of marked ones, and operators, with all their overloads.
 _ALIASES = (
     "where", "floor_divide", "float_power", "multiply", "subtract", "divide", "true_divide", "absolute", "negative",
-    "__and__", "__or__", "__xor__", "less", "less_equal", "greater", "greater_equal", "not_equal", "clip", "fix",
+    "__and__", "__or__", "__xor__", "less", "less_equal", "greater", "greater_equal", "not_equal", "clip", "fix", "arctan",
+    "arcsin", "arccos", "arctan2",
 )  # fmt: skip
 
 

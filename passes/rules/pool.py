@@ -78,6 +78,4 @@ def _sliding(record: OpRecord) -> dict[int, Sliding]:
     kernel = record.ints("kernel_size", axes)
     stride, padding = record.ints("stride", axes, kernel), record.ints("padding", axes, 0)
     parts = zip(kernel, stride, padding, record.ints("dilation", axes), strict=True)
-    return {
-        dim: Sliding(*part, image.size(dim), record.out.size(dim)) for dim, part in zip(dims, parts, strict=True)
-    }
+    return {dim: Sliding(*part, image.size(dim), record.out.size(dim)) for dim, part in zip(dims, parts, strict=True)}

@@ -23,7 +23,7 @@ _SIZES = {"output_size", "size"}  # arguments with the result's size per axis
 _KINDS = (
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
     "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "_upsample_nearest_exact3d",
 )  # fmt: skip
 
 
@@ -31,6 +31,14 @@ _KINDS = (
 def resize(record: OpRecord) -> Spatial | Refusal:
     """Interpolation: each output is a weighted sum of a few inputs per axis (docs/design.md, section 5)."""
     return resampled(record)
+
+
+@rule(
+    *(f"aten._upsample_{kind}2d_aa.{overload}" for kind in ("bilinear", "bicubic") for overload in ("vec", "default"))
+)
+def antialiased(record: OpRecord) -> Spatial | Refusal:
+    """PyTorch's kernels read cells with weight 0 that depend on the map's other axis: NaN would leave the region."""
+    return Refusal("antialiased resizing has no rule yet")
 
 
 @rule(*(f"aten.{kind}_pad{axes}d.default" for kind in ("reflection", "replication") for axes in (1, 2, 3)))

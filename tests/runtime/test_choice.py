@@ -74,25 +74,26 @@ def test_timing_loses_and_repeats_no_query(inc: IncrementalModule, monkeypatch: 
         inc.executor().choice.rates.clear()
         seen: list[int] = []
         inc.policy = "auto"
-        for rows, _, total in inc.stream_patches(1.0, _positions(400)):
+        for rows, _, _ in inc.stream_patches(1.0, _positions(400)):
             seen += rows.tolist()
             if inc.executor().choice.rates:
                 inc.executor().choice.rates.update({way: float(way is not faster) for way in choice.Way})
-        assert sorted(seen) == list(range(400)) and total == 400
+        assert sorted(seen) == list(range(400))
 
 
 def test_clear_estimates_are_not_timed(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
     inc.materialize(torch.randn(WIDE))
     monkeypatch.setattr(choice, "CLEAR", 1.0)
     ways = _ways(inc, monkeypatch, 300)
-    assert len(ways) == 1 and ways[0] is not Way.TIMED
+    assert ways in ([Way.INCREMENTAL], [Way.FULL])
 
 
 def test_close_estimates_are_timed_once(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
     inc.materialize(torch.randn(WIDE))
     monkeypatch.setattr(choice, "CLEAR", 1e-9)
     first, second = _ways(inc, monkeypatch, 300)
-    assert first is Way.TIMED and second is not Way.TIMED
+    assert first is Way.TIMED
+    assert second is not Way.TIMED
     assert set(inc.executor().choice.rates) == {Way.INCREMENTAL, Way.FULL}
     assert Way.TIMED not in _ways(inc, monkeypatch, 300)
 

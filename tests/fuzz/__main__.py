@@ -34,6 +34,8 @@ def main() -> int:
                 continue
             total.add(tally)
             print(f"chunk {number}: {tally}", flush=True)
+        pool.close()
+        pool.join()
     print(f"{total}; {failures} failing chunks")
     return 1 if failures else 0
 

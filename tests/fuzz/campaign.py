@@ -65,7 +65,7 @@ def search(seed: int, examples: int, shrink: bool = True) -> Tally:
     @hypothesis.settings(_SETTINGS, max_examples=examples, phases=phases)
     @hypothesis.given(graphs(), st.integers(0, 9))
     def every(graph: Graph, tenth: int) -> None:
-        exported = tenth == 9
+        exported = tenth in (4, 8)  # hypothesis draws what is simple more often: in effect a tenth
         try:
             result = check(graph, exported)
         except Exception:

@@ -41,8 +41,8 @@ _UNMARKED = (
 # Other names of marked ones, and operators, with all their overloads.
 _ALIASES = (
     "where", "floor_divide", "float_power", "multiply", "subtract", "divide", "true_divide", "absolute", "negative",
-    "__and__", "__or__", "__xor__", "less", "less_equal", "greater", "greater_equal", "not_equal", "clip", "fix", "arctan",
-    "arcsin", "arccos", "arctan2",
+    "__and__", "__or__", "__xor__", "less", "less_equal", "greater", "greater_equal", "not_equal", "clip", "fix",
+    "arctan", "arcsin", "arccos", "arctan2",
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def reduce_channels(record: OpRecord) -> Spatial | Refusal:
 
 
 @rule("aten.softmax.int", "aten.log_softmax.int", "aten.cumsum.default", "aten.cumprod.default", "aten.glu.default",
-      "aten.index_select.default")  # fmt: skip
+      "aten.index_select.default", "aten.repeat_interleave.self_int")  # fmt: skip
 def along_channels(record: OpRecord) -> Spatial | Refusal:
     """Along a channel dimension each cell stands for itself; along another the whole map is read."""
     if record.dims("dim", record.image.rank) & {0, *record.image.axes}:

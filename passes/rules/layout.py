@@ -47,11 +47,13 @@ def squeeze(record: OpRecord) -> Spatial | Refusal:
     return same_cells(record, tuple(axis - sum(dim < axis for dim in gone) for axis in image.axes))
 
 
-@rule("aten.expand.default", "aten.repeat.default")
+@rule("aten.expand.default", "aten.repeat.default", "aten.tile.default")
 def repeat(record: OpRecord) -> Spatial | Refusal:
     """Copies along channel dimensions (`passes.grouping` has written -1 for what expand keeps)."""
-    image, name = record.image, "size" if "expand" in record.op else "repeats"
+    image = record.image
+    name = {"aten.expand.default": "size", "aten.repeat.default": "repeats"}.get(record.op, "dims")
     given = list(record.params[name])
+    given = [1] * (image.rank - len(given)) + given if name == "dims" else given  # tile is aligned from the right
     if len(given) != image.rank or any(given[axis] not in (-1, 1) for axis in (0, *image.axes)):
         return Refusal("it copies the map, or the batch")
     if name == "size" and any(given[axis] != -1 for axis in (0, *image.axes)):

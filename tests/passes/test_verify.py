@@ -80,10 +80,6 @@ CORRUPTIONS: dict[str, tuple[Callable[[], Plan], str]] = {
         lambda: change("layers", "linear", placement=Placement.INCREMENTAL, region=1),
         "linear is incremental but follows a dense node",
     ),
-    "reuse after dense": (
-        lambda: change("layers", "linear", placement=Placement.REUSE),
-        "linear is reuse but follows a dense node",
-    ),
     "incremental without region": (
         lambda: change("layers", "conv2d", region=None),
         "conv2d is incremental without a region",

@@ -118,12 +118,11 @@ DEFAULT_OVERLOADS = [
     *(op(f"{kind}3d", [3, 9, 6], shape=VOLUME) for kind in ("upsample_nearest", "_upsample_nearest_exact")),
     op("upsample_nearest2d", [18, 6], 2.0, 0.6),
     op("upsample_linear1d", [7], False, shape=LINE),
-    op("upsample_bilinear2d", [13, 7], False),
-    op("upsample_bilinear2d", [18, 7], True),
-    op("upsample_bicubic2d", [13, 7], False, 1.5, 0.7),
-    op("upsample_trilinear3d", [3, 9, 6], False, shape=VOLUME),
-    op("_upsample_bilinear2d_aa", [4, 17], False),
-    op("_upsample_bicubic2d_aa", [4, 17], False),
+    op("upsample_bilinear2d", [13, 7], False, refused="no spatial rule"),  # export takes these two apart
+    op("upsample_bicubic2d", [13, 7], False, 1.5, 0.7, refused="no spatial rule"),
+    op("upsample_trilinear3d", [3, 9, 6], False, shape=VOLUME, dilation=NEVER),
+    op("_upsample_bilinear2d_aa", [4, 17], False, refused="antialiased"),
+    op("_upsample_bicubic2d_aa", [4, 17], False, refused="antialiased"),
 ]
 
 SHUFFLES = [
@@ -168,5 +167,5 @@ MOVES = [
     call("roll channels", lambda x: x.roll(1, 1)),
     call("roll channels and rows", lambda x: x.roll((1, 2), (1, 2)), refused="space and other dimensions"),
     call("roll twice along one axis", lambda x: x.roll((1, 2), (2, 2))),
-    call("rot90", lambda x: x.rot90(1, (2, 3)).transpose(2, 3)),
+    call("rot90", lambda x: x.rot90(1, (2, 3)).transpose(2, 3), refused="no spatial rule"),
 ]

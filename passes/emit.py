@@ -7,7 +7,6 @@ boundary; `passes.cancel` removes those that undo each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
 from kcompile.core.errors import CaptureError
 from kcompile.core.plan import BaseTensor, Placement, Read
-from kcompile.passes.arrange import from_channels_first, to_channels_first
 from kcompile.passes.infra import aten, constant
 from kcompile.passes.place import Placed
 from kcompile.passes.planning import Planned
-from kcompile.passes.propagate import Analysis, NodeInfo, tensor_inputs
-from kcompile.passes.rules.registry import Spatial, Weights
-
-ops = torch.ops.kcompile
+from kcompile.passes.propagate import Analysis, tensor_inputs
+from kcompile.passes.rules.registry import Spatial
+from kcompile.passes.windows import Windows
 
 
 @dataclass
@@ -64,23 +60,21 @@ def emit_materialize(module: fx.GraphModule, bases: tuple[BaseTensor, ...]) -> f
     return fx.GraphModule(module, graph, "Materialize")
 
 
-class _Emitter:
+class _Emitter(Windows):
     """Copies nodes into the front and tail graphs; ``front``/``tail`` map old nodes to new ones."""
 
     def __init__(
         self, module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned
     ) -> None:
-        self.module, self.analysis, self.placed, self.planned = module, analysis, placed, planned
-        self.front_graph, self.tail_graph = fx.Graph(), fx.Graph()
-        self.front: dict[fx.Node, fx.Node] = {}
+        super().__init__(module, planned)
+        self.analysis, self.placed = analysis, placed
+        self.tail_graph = fx.Graph()
         self.tail: dict[fx.Node, fx.Node] = {}
         self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}  # projections: node in front, placeholder in tail
-        self.raw = self.front_graph.placeholder("patches")
-        self.inputs: dict[str, fx.Node] = {}
 
     def patch(self, node: fx.Node) -> None:
         """The user's patches, cropped to the image."""
-        self.front[node] = self._read(self.planned.reads[node.name, 0], self.raw, "patch")
+        self.front[node] = self.read(self.planned.reads[node.name, 0], self.raw, "patch")
 
     def incremental(self, node: fx.Node) -> None:
         """A node on windows: one read per spatial input, the op with its arguments for windows."""
@@ -92,65 +86,23 @@ class _Emitter:
             if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor):
                 read = self.planned.reads.get((node.name, next(slots)))
                 if read is None:
-                    return self._constant(self.front_graph, self.front, arg)
-                return self._read(read, self.front.get(arg), info.rule)
+                    return self.constant_of(self.front_graph, self.front, arg)
+                return self.read(read, self.front.get(arg), info.rule)
             return arg
 
         answer = info.answer
         if answer.weights is not None:
-            self.front[node] = self._resample(node, info, answer.weights)
+            self.front[node] = self.resample(node, info, answer.weights)
             return
         args, kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
         target: Any = _resolve(answer.op) if answer.op else node.target
         overrides = dict(answer.overrides)
         if answer.native:
-            overrides["padding"] = self._input(f"{self.planned.reads[node.name, 0].name}_padding")
+            overrides["padding"] = self.input(f"{self.planned.reads[node.name, 0].name}_padding")
         args, kwargs = _override(target, args, kwargs, overrides)
         new = self.front_graph.call_function(target, args, kwargs, name=node.name)
-        self._describe(new, node, info.rule)
-        self.front[node] = new if answer.crop is None else self._crop(new, node, info, answer.crop)
-
-    def _resample(self, node: fx.Node, info: NodeInfo, weights: Sequence[Weights | None]) -> fx.Node:
-        """Weighted sums of cells, by the tables that the rule read off the op."""
-        assert info.record.out is not None
-        (arg,) = tensor_inputs(node)
-        read = self.planned.reads[node.name, 0]
-        if not any(w is not None for w in weights):  # it changes nothing
-            return self._read(read, self.front.get(arg), info.rule)
-        window = self._read(read, self.front.get(arg), info.rule, arranged=False)
-        tables: tuple[list[fx.Node], list[fx.Node]] = ([], [])
-        for axis, w in enumerate(weights):
-            index = torch.empty(0, 0, dtype=torch.int64) if w is None else torch.from_numpy(w.index)
-            plain = w is None or w.factor is None
-            factor = torch.empty(0, 0) if plain else torch.from_numpy(w.factor)  # type: ignore[union-attr]
-            factor = factor.to(arg.meta["val"].dtype)
-            for nodes, kind, value in zip(tables, ("index", "factor"), (index, factor), strict=True):
-                nodes.append(self._buffer(f"{node.name}_{kind}_{axis}", value))
-        new = self.front_graph.call_function(
-            ops.resample.default, (window, *self._placed(read), *tables), name=node.name
-        )
-        self._describe(new, node, info.rule)
-        return from_channels_first(self.front_graph, new, info.axes, info.record.out.shape)
-
-    def _crop(self, new: fx.Node, node: fx.Node, info: NodeInfo, crop: Sequence[tuple[int, int]]) -> fx.Node:
-        """Cut the box out of a result that is larger."""
-        assert info.record.out is not None
-        read = self.planned.reads[node.name, 0]
-        laid = to_channels_first(self.front_graph, new, info.axes, info.record.out.shape)
-        strides, shifts = (list(values) for values in zip(*crop, strict=True))
-        box = self.front_graph.call_function(ops.crop.default, (laid, *self._placed(read), strides, shifts))
-        self._describe(box, node, info.rule)
-        return from_channels_first(self.front_graph, box, info.axes, info.record.out.shape)
-
-    def _placed(self, read: Read) -> tuple[fx.Node, ...]:
-        """Where the window of a placed read and its box begin, and the box's size."""
-        return tuple(self._input(f"{read.name}_{part}") for part in ("start", "at", "size"))
-
-    def _buffer(self, name: str, value: Tensor) -> fx.Node:
-        """A constant of the front: on the module that emit copies it from, under a name of its own."""
-        unique = f"kcompile_{name}"
-        self.module.register_buffer(unique, value)
-        return self.front_graph.get_attr(unique)
+        self.describe(new, node, info.rule)
+        self.front[node] = new if answer.crop is None else self.crop(new, node, info, answer.crop)
 
     def project(self, node: fx.Node) -> None:
         """Hand the tail the whole tensors that a dense node, or the output, reads of what is not dense."""
@@ -166,7 +118,7 @@ class _Emitter:
             return
         slots = iter(range(len(tensor_inputs(node))))
         new = self.tail_graph.node_copy(node, lambda arg: self._dense_arg(node, arg, slots))
-        self._describe(new, node, "dense")
+        self.describe(new, node, "dense")
         self.tail[node] = new
 
     def _dense_arg(self, node: fx.Node, arg: fx.Node, slots: Any) -> fx.Node:
@@ -176,7 +128,7 @@ class _Emitter:
             return self._project(read, arg)
         if arg in self.tail:
             return self._batch() if self.tail[arg] is arg else self.tail[arg]
-        return self._constant(self.tail_graph, self.tail, arg)
+        return self.constant_of(self.tail_graph, self.tail, arg)
 
     def _batch(self) -> fx.Node:
         """Number of queries in the tail: the batch of its first input."""
@@ -210,61 +162,13 @@ class _Emitter:
 
     def _project(self, read: Read, arg: fx.Node) -> fx.Node:
         if read.name not in self.whole:
-            front = self._read(read, self.front.get(arg), "project")
+            front = self.read(read, self.front.get(arg), "project")
             last = next((placeholder for _, placeholder in reversed(self.whole.values())), None)
             with self.tail_graph.inserting_after(last):
                 placeholder = self.tail_graph.placeholder(read.name)
             placeholder.meta["shape"] = self.planned.plan.base(read.base).shape
             self.whole[read.name] = (front, placeholder)
         return self.whole[read.name][1]
-
-    def _read(self, read: Read, patch: fx.Node | None, rule: str, arranged: bool = True) -> fx.Node:
-        """Gather a window and superimpose the patch tensor; ``arranged`` as the tensor itself is laid out."""
-        source = self.planned.plan.base(read.base)
-        laid = self._window(read, patch, rule)
-        return from_channels_first(self.front_graph, laid, source.axes, source.shape) if arranged else laid
-
-    def _window(self, read: Read, patch: fx.Node | None, rule: str) -> fx.Node:
-        """The window as gather makes it."""
-        source = self.planned.plan.base(read.base)
-        shape = source.shape
-        base = self._input(f"base_{read.base}")
-        origins, extent = self._input(f"{read.name}_origins"), self._input(f"{read.name}_extent")
-        window = self.front_graph.call_function(ops.gather.default, (base, origins, extent), name=f"gather_{read.name}")
-        window.meta.update(read=read, rule=rule, shape=shape)
-        if read.patch is None:
-            return window
-        assert patch is not None
-        if patch is not self.raw:
-            patch = to_channels_first(self.front_graph, patch, source.axes, shape)
-        offsets = self._input(f"{read.name}_offsets")
-        laid = self.front_graph.call_function(
-            ops.superimpose.default, (window, patch, offsets), name=f"superimpose_{read.name}"
-        )
-        laid.meta.update(read=read, rule=rule, shape=shape)
-        return laid
-
-    def _input(self, name: str) -> fx.Node:
-        if name not in self.inputs:
-            with self.front_graph.inserting_after(next(iter(reversed(self.inputs.values())), self.raw)):
-                self.inputs[name] = self.front_graph.placeholder(name)
-        return self.inputs[name]
-
-    def _constant(self, graph: fx.Graph, env: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-        if node not in env:
-            assert node.op == "get_attr", f"{node} is neither in a region nor a constant"
-            env[node] = graph.get_attr(str(node.target))
-            env[node].meta["val"] = constant(self.module, node)
-        return env[node]
-
-    @staticmethod
-    def _describe(new: fx.Node, old: fx.Node, rule: str) -> None:
-        """Every emitted node carries the rule that made it, and the user's module and line."""
-        new.meta = {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
-        new.meta["rule"] = rule
-        if isinstance(old.meta.get("val"), Tensor):
-            new.meta["shape"] = tuple(old.meta["val"].shape[1:])
-            new.meta["input_sizes"] = [tuple(arg.meta["val"].shape[2:]) for arg in tensor_inputs(old)]
 
 
 def _resolve(op: str) -> Any:

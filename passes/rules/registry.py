@@ -99,8 +99,10 @@ def spatial(record: OpRecord) -> tuple[str, Spatial | Refusal]:
     name, function = RULES.get(record.op, ("dense", None))
     if function is None:
         return name, Refusal(f"no spatial rule for {record.op}")
-    if record.out is None or not record.out.batched:
-        return name, Refusal("its result is not one tensor with the batch first")
+    if record.out is None:
+        return name, Refusal("its result is not one tensor")
+    if not record.out.batched:
+        return name, Refusal("its result has no rows for the images, or they are folded into other dimensions")
     if not any(spec.reached for spec in record.inputs):
         return name, Refusal("it computes with the batch's size")
     if not record.image.axes:

@@ -61,6 +61,9 @@ def measure(row: dict[str, Any], seconds: float) -> None:
     row["stage"] = "analysing"
     row.update(summary(inc.plan), layers=len(inc.plan.layers))
     row["bound"] = own_box_bound(inc, positions_of(shape[1], PATCH, _GRID))
+    total = kcompile.analyze(inc, stride=_GRID).total
+    if total.own_speedup > 1.0:
+        row["saved"] = (1 - 1 / total.placed_speedup) / (1 - 1 / total.own_speedup)
     row["stage"] = "running"
     image = torch.randn(shape)
     found = exactness(inc, model, image, rng)
@@ -73,6 +76,7 @@ def measure(row: dict[str, Any], seconds: float) -> None:
         del inc
         again = kcompile.incrementalize(model.double(), (1, *shape), PATCH)
         found = exactness(again, model, image.double(), rng)
+    row["rounding"] = found.rounding
     row.update(error=found.error, change=found.change, noise=found.noise, dtype=str(found.dtype).split(".")[1])
     row.update(status=found.status, stage="done")
     if found.status != "exact":

@@ -61,7 +61,9 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
 def check_mode(model: nn.Module) -> None:
     """Refuse models whose batch norm or dropout is active."""
     active = [
-        name or "model" for name, part in model.named_modules() if part.training and isinstance(part, _MODE_SENSITIVE)
+        f"{name or 'model'}: {type(part).__name__}"
+        for name, part in model.named_modules()
+        if part.training and isinstance(part, _MODE_SENSITIVE)
     ]
     if active:
         raise ModelModeError(

@@ -32,12 +32,18 @@ def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
     if tuple(batch.shape[1:]) != plan.input_shape or not len(batch):
         raise InputError(
             f"the image has shape {tuple(images.shape)}; this module was compiled for {plan.input_shape} "
-            f"(or a batch [B, {', '.join(map(str, plan.input_shape))}])"
+            f"(or a batch [B, {', '.join(map(str, plan.input_shape))}]){_last_channels(images, plan)}"
         )
     _check_kind(batch, "image", like)
     if not bool(torch.isfinite(batch).all()):
         warnings.warn("the image holds NaN or infinite values; they spread to every score", stacklevel=3)
     return batch
+
+
+def _last_channels(images: Tensor, plan: Plan) -> str:
+    """A hint for pictures as NumPy and PIL have them."""
+    channels, *sizes = plan.input_shape
+    return ": put the channels first, image.movedim(-1, -3)" if images.shape[-3:] == (*sizes, channels) else ""
 
 
 def as_positions(positions: Any, axes: int) -> IntArray:

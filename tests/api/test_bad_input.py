@@ -30,6 +30,10 @@ def inc() -> kcompile.IncrementalModule:
     ("image", "message"),
     [
         (
+            torch.zeros(30, 37, 3),
+            "(or a batch [B, 3, 30, 37]): put the channels first, image.movedim(-1, -3)",
+        ),
+        (
             torch.zeros(30, 37),
             "has shape (30, 37); this module was compiled for (3, 30, 37) (or a batch [B, 3, 30, 37])",
         ),

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from kcompile.core.errors import VerificationError
 from kcompile.passes.capture import capture
-from kcompile.passes.infra import GraphPass, PassResult, aten, calls, run_passes
 from kcompile.passes.cells import SelectToSqueeze, StackToCat
+from kcompile.passes.infra import GraphPass, PassResult, aten, calls, run_passes
 from kcompile.passes.pieces import SplitToSlices
 from tests.support.networks import Call, ready
 

@@ -142,3 +142,26 @@ def test_geometry_of_a_convolution_by_hand() -> None:
     assert corner.origins.tolist() == [[0, 18]]
     assert corner.offsets is not None
     assert corner.offsets.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("patch", "position", "origin", "extent", "padding"),
+    [
+        ((2, 2), (3, 3), [2, 2], (6, 6), (0, 0)),  # a box inside: the window holds what it reads
+        ((7, 2), (0, 3), [1, 2], (8, 6), (1, 0)),  # rows from end to end: the convolution pads them
+        ((8, 8), (0, 0), [1, 1], (8, 8), (1, 1)),
+        ((2, 2), (0, 0), [0, 0], (5, 5), (0, 0)),  # at the corner: padding is in the window
+    ],
+)
+def test_where_a_box_spans_an_axis_the_op_pads_by_itself(
+    patch: tuple[int, int],
+    position: tuple[int, int],
+    origin: list[int],
+    extent: tuple[int, int],
+    padding: tuple[int, int],
+) -> None:
+    plan = compile_incremental(nn.Conv2d(3, 4, 3, padding=1).double().eval(), (3, 8, 8), (8, 8)).plan
+    made = geometry(plan, np.array([position]), patch)["conv2d"]
+    assert made.origins.tolist() == [origin]  # in the base tensor, which is padded by 1
+    assert made.extent == extent
+    assert made.padding == padding

@@ -94,7 +94,7 @@ def resample(
         start: [N, axes], where the windows begin in their tensor.
         at: [N, axes], where the wanted boxes begin in the result's tensor.
         size: The box's cells per axis.
-        index: Per axis the cells that each output reads, [out, taps]; empty for an axis that stays as it is.
+        index: Per axis the cells that each output reads, [out, taps], -1 for none; empty for an axis that stays.
         factor: Per axis their factors, [out, taps]; empty where each output is a copy of one cell.
 
     Returns:
@@ -107,13 +107,17 @@ def resample(
         wanted = at[:, axis, None].to(device) + torch.arange(cells, device=device)
         if not index[axis].numel():
             continue
-        reads = index[axis][wanted] - start[:, axis, None, None].to(device)
+        cell = index[axis][wanted]
+        reads = (cell - start[:, axis, None, None].to(device)).clamp(min=0)
         lines = result.movedim(axis + 1, 1)
         if not factor[axis].numel():
             summed = lines[rows, reads[:, :, 0]]
         else:
-            by = factor[axis][wanted].reshape(*wanted.shape, -1, *(1,) * (lines.dim() - 2))
-            summed = sum(lines[rows, reads[:, :, tap]] * by[:, :, tap] for tap in range(reads.shape[2]))  # type: ignore[assignment]
+            summed = torch.zeros((), dtype=window.dtype, device=device)
+            for tap in range(reads.shape[2]):
+                one = (*wanted.shape, *(1,) * (lines.dim() - 2))
+                term = lines[rows, reads[:, :, tap]] * factor[axis][wanted][:, :, tap].reshape(one)
+                summed = summed + term.masked_fill((cell[:, :, tap] < 0).reshape(one), 0.0)  # 0 * inf is NaN
         result = summed.movedim(1, axis + 1)
     unchanged = not any(part.numel() for part in index)  # then contiguous() could alias the window
     laid = result.clone(memory_format=torch.contiguous_format) if unchanged else result.contiguous()

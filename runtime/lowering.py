@@ -159,8 +159,11 @@ def _pack(
 ) -> fx.Node:
     padding, stride, dilation, groups = geometry
     name = f"packed_{conv.name}"
+    if isinstance(padding, fx.Node):  # where the op pads by itself, a window may be narrower than the kernel
+        padding = [0, 0]
+        spans = [(kernel - 1) * step + 1 for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
+        sizes = [max(size, span) for size, span in zip(sizes, spans, strict=True)]
     size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
-    padding = [0, 0] if isinstance(padding, fx.Node) else padding
     packed = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
     module.register_buffer(name, packed, persistent=False)
     with module.graph.inserting_before(conv):

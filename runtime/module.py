@@ -94,9 +94,10 @@ class IncrementalModule(nn.Module):
         """
         self._check_weights(hashed=True)
         batch = check_images(image, self.plan, self._like)
-        self._finite = is_finite(batch)
         images = _channels_last(batch)
         flat, sources = self.materializer(images)
+        made = [source for base, source in zip(self.plan.bases, sources, strict=True) if base.batched]
+        self._finite = all(is_finite(value) for value in (batch, *made, *flat) if isinstance(value, Tensor))
         self._store = BaseStore.fill(self.plan, sources, images.clone())
         self._flat_base = list(flat)
         self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)

@@ -23,6 +23,7 @@ _SHORT = {
     "attention reads the whole map": "attention",
     "it normalises over the whole map": "global norm",
     "it reduces over the whole map": "global reduction",
+    "it is made of the whole map, as a gate or a head is: every patch changes it": "gate or head",
     "a fully connected layer reads the whole map": "global linear",
     "it works along an axis of the map": "works along the map",
     "what it reads has no spatial axes": "no spatial axes",

@@ -20,7 +20,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 class Weights:
     """One axis of a resampling: output i is the sum of ``factor[i, t]`` times input ``index[i, t]``.
 
-    ``index`` is [out, taps]; ``factor`` likewise, or None where each output is a copy of one input cell.
+    ``index`` is [out, taps], -1 where an output has fewer taps than others; ``factor`` likewise, or None where each
+    output is a copy of one input cell.
     """
 
     index: IntArray

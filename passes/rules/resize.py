@@ -75,7 +75,8 @@ def resampled(record: OpRecord) -> Spatial | Refusal:
 def _map(weights: Weights | None, size: int) -> AxisMap:
     if weights is None:
         return Identity(size)
-    first, stop = weights.index.min(axis=1), weights.index.max(axis=1) + 1
+    first = np.where(weights.index < 0, size, weights.index).min(axis=1)
+    stop = weights.index.max(axis=1) + 1
     return Table(tuple(map(int, first)), tuple(map(int, stop)), size)
 
 
@@ -92,7 +93,7 @@ def _weights(matrix: FloatArray, read: BoolArray) -> Weights | None:
     order = np.argsort(~read, axis=1, kind="stable")[:, :taps]  # the columns that are read, in order, come first
     taken = np.take_along_axis(read, order, axis=1)
     factor = np.where(taken, np.take_along_axis(matrix, order, axis=1), 0.0)
-    index = np.where(taken, order, order[:, :1])  # a tap too many reads a cell that is read anyhow
+    index = np.where(taken, order, -1)  # no cell
     return Weights(index, None if taps == 1 and bool((factor == 1).all()) else factor)
 
 

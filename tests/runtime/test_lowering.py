@@ -230,3 +230,36 @@ def test_the_emitted_modules_stay_as_they_are(seed: int) -> None:
     inc.executor()
     assert inc.front.code == front
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shape", "patch"),
+    [
+        (nn.Conv2d(3, 8, 7, padding=3), nn.Conv2d(8, 8, 7, padding=3), (3, 5, 200), (5, 5)),
+        (nn.Conv2d(3, 8, 3, padding=12, dilation=12), nn.Conv2d(8, 8, 3, padding=1), (3, 16, 64), (16, 4)),
+        (nn.Conv2d(3, 8, 3, stride=(8, 1), padding=1), nn.Conv2d(8, 8, (7, 1), padding=(3, 0)), (3, 32, 64), (16, 4)),
+    ],
+    ids=["narrow map", "wide dilation", "narrow after stride"],
+)
+def test_maps_narrower_than_the_kernel(
+    first: nn.Module, second: nn.Module, shape: tuple[int, ...], patch: tuple[int, ...], seed: int
+) -> None:
+    model = nn.Sequential(first, nn.ReLU(), second).eval()
+    inc = kcompile.incrementalize(model, shape, patch)
+    image = torch.randn(shape)
+    inc.materialize(image)
+    found = kcompile.verify(inc, image, positions=12, seed=seed)
+    assert found.ok, str(found)
+
+
+def test_nan_that_arises_in_the_base_is_not_fused_away(seed: int) -> None:
+    """Finite images, NaN inside: fused activations would make numbers of it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Call(torch.sqrt), nn.Conv2d(4, 4, 1), nn.ReLU()).eval()
+    inc = kcompile.incrementalize(model, (3, 20, 20), 4)
+    image, patches = torch.randn(3, 20, 20), torch.randn(3, 3, 4, 4)
+    base = inc.materialize(image)
+    assert base.isnan().any()
+    assert not base.isnan().all()
+    positions = np.array([[0, 0], [8, 9], [16, 16]])
+    full = full_inference(model, image.unsqueeze(0), patches, positions)
+    assert torch.equal(inc.forward_patches(patches, positions).isnan(), full.isnan())

@@ -8,13 +8,9 @@ from math import prod
 from torch import SymInt, Tensor, fx
 
 from kcompile.core.errors import UnsupportedOpError
-from kcompile.core.plan import Placement
+from kcompile.core.plan import MACS_PER_VALUE, Placement
 from kcompile.passes.propagate import Analysis, NodeInfo, tensor_inputs
 from kcompile.passes.rules.registry import Refusal
-
-# Reading or writing one value costs about as much as this many multiply-adds of a convolution (measured on a CPU with
-# 512-bit vectors: 100 GFLOP/s against 10 GB/s per thread).
-MACS_PER_VALUE = 10.0
 
 
 @dataclass(frozen=True)

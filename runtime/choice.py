@@ -14,12 +14,11 @@ from math import ceil, prod
 import numpy as np
 import numpy.typing as npt
 
-from kcompile.core.plan import Layer, Placement, Plan
+from kcompile.core.plan import MACS_PER_VALUE, Layer, Placement, Plan
 from kcompile.core.region import Region
 
 FloatArray = npt.NDArray[np.float64]
 
-MACS_PER_VALUE = 10.0  # as `passes.place`: writing one value costs about as much as so many multiply-adds
 FULL_BATCH = 16
 FULL_MACS_PER_OP = 1e6  # host time of one op of full inference, about 20 us
 CLEAR = 0.6  # an estimated ratio below this, or above its inverse, is believed

@@ -22,7 +22,7 @@ from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
 from kcompile.runtime.full import patched
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
-# One more batch costs about 0.1 ms of host time per op, its geometry included; a core does about 50 multiply-adds a ns.
+# One more batch costs about 0.1 ms of host time per op, its geometry included; two cores do some 100 multiply-adds a ns.
 OVERHEAD_MACS_PER_OP = 1e7
 FRONT_BATCH = 32
 TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds
@@ -110,12 +110,13 @@ class Executor:
         warm, timed = (batches[order[i]] for i in (len(order) // 2, len(order) // 2 - 1))
         rest = [rows for rows in batches if rows is not warm and rows is not timed]
         taken = np.concatenate(rest)[: 2 * FULL_BATCH]
+        half = len(taken) // 2
         done = list(self._incremental(call, [warm]))
         ours, seconds = self._clocked(self._incremental(call, [timed]), call)
         self.choice.rates[Way.INCREMENTAL] = seconds / self.choice.incremental(costs[timed], 1)
-        done += [*ours, *self._full(call, taken[:FULL_BATCH])]
-        theirs, seconds = self._clocked(self._full(call, taken[FULL_BATCH:]), call)
-        self.choice.rates[Way.FULL] = seconds / self.choice.full(len(taken) - FULL_BATCH)
+        done += [*ours, *self._full(call, taken[:half])]
+        theirs, seconds = self._clocked(self._full(call, taken[half:]), call)
+        self.choice.rates[Way.FULL] = seconds / self.choice.full(len(taken) - half)
         left = len(taken)
         for i, rows in enumerate(rest):
             rest[i], left = rows[left:], max(left - len(rows), 0)

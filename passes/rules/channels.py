@@ -75,6 +75,16 @@ def index_channels(record: OpRecord) -> Spatial | Refusal:
     return same_cells(record)
 
 
+@rule("aten.prelu.default")
+def prelu(record: OpRecord) -> Spatial | Refusal:
+    """A slope for each cell of dimension 1, or one for all."""
+    if record.inputs[1].reached:
+        return Refusal("its slopes depend on the image")
+    if record.inputs[1].shape[0] != 1 and 1 in record.image.axes:
+        return Refusal("its slopes differ along an axis of the map")
+    return same_cells(record)
+
+
 @rule("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
 def channel_shuffle(record: OpRecord) -> Spatial | Refusal:
     """Channels change places."""

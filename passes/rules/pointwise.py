@@ -34,7 +34,7 @@ def _names() -> Iterator[str]:
 _UNMARKED = (
     "aten.relu6.default", "aten.hardswish.default", "aten.mish.default", "aten.selu.default", "aten.celu.default",
     "aten._to_copy.default", "aten.to.dtype", "aten.log_sigmoid.default",
-    "aten.prelu.default", "aten.square.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
+    "aten.square.default", "aten.rsub.Scalar", "aten.true_divide.Tensor",
     "aten.nan_to_num.default", "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.type_as.default",
     "aten.copy.default", "aten.rrelu.default", "aten.hardshrink.default", "aten.softshrink.default",
 )  # fmt: skip
@@ -59,14 +59,7 @@ def pointwise(record: OpRecord) -> Spatial | Refusal:
     if any(spec.batched and spec.rank != out.rank for spec in record.inputs):
         return Refusal("it broadcasts a tensor without spatial axes over the map")
     sizes = tuple(out.size(axis) for axis in axes)
-    channels = record.inputs[0].shape[0] if record.op == "aten.prelu.default" else 1
-    if channels != 1 and record.inputs[1].shape[0] != 1 and axes[0] == 1:
-        return Refusal("its slopes differ along an axis of the map")
-    slopes = record.op == "aten.prelu.default"
-    return Spatial(
-        tuple(None if slopes and i else _maps(spec, out.rank, axes, sizes) for i, spec in enumerate(record.inputs)),
-        axes=axes,
-    )
+    return Spatial(tuple(_maps(spec, out.rank, axes, sizes) for spec in record.inputs), axes=axes)
 
 
 def _axes(record: OpRecord) -> tuple[int, ...] | None:

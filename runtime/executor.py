@@ -22,7 +22,7 @@ from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
 from kcompile.runtime.full import patched
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
-# One more batch costs about 0.1 ms of host time per op, its geometry included; two cores do some 100 multiply-adds a ns.
+# One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
 OVERHEAD_MACS_PER_OP = 1e7
 FRONT_BATCH = 32
 TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
     from kcompile.experiment import occlusion as occlusion
+    from kcompile.fills import Blur as Blur
+    from kcompile.fills import Noise as Noise
     from kcompile.heatmap import Heatmap as Heatmap
+    from kcompile.pixels import Pixels as Pixels
+    from kcompile.progress import Progress as Progress
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
     from kcompile.verification import verify as verify
 
@@ -31,8 +35,12 @@ _HOMES = {
     "incrementalize": "kcompile.api",
     "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
+    "Blur": "kcompile.fills",
     "Heatmap": "kcompile.heatmap",
     "IncrementalModule": "kcompile.runtime.module",
+    "Noise": "kcompile.fills",
+    "Pixels": "kcompile.pixels",
+    "Progress": "kcompile.progress",
     **dict.fromkeys(
         (
             "CaptureError",

@@ -41,8 +41,12 @@ def draw(heat: Heatmap, image: Any, title: str | None, outline: Any = None) -> F
         The figure; ``figure.axes[-2]`` has the attribution, ``figure.axes[-1]`` the colour bar.
 
     Raises:
-        InputError: An image or outline of a wrong shape.
+        InputError: A map that has not two axes, or an image or outline of a wrong shape.
     """
+    if len(heat.image_shape) != 2:
+        raise InputError(
+            f"a map of {len(heat.image_shape)} axes can't be drawn, only one of two: use heat.attribution()"
+        )
     if outline is not None and np.shape(outline) != heat.image_shape:
         raise InputError(f"the outline has shape {np.shape(outline)}; the map is of a {heat.image_shape} image")
     panels = 1 if image is None else 2

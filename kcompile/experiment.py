@@ -2,154 +2,172 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kcompile.api import incrementalize, per_axis
-from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
-from kcompile.heatmap import Heatmap
+from kcompile.fills import Fill, as_fill, chunks
+from kcompile.grid import grid as grid
+from kcompile.grid import patch_within, steps
+from kcompile.heatmap import FloatArray, Heatmap
+from kcompile.images import as_images
+from kcompile.progress import Callback, Meter
 from kcompile.runtime.module import IncrementalModule
-from kcompile.scoring import Score, scores, select
+from kcompile.scoring import Score, Targets, as_targets, scores, select, several
 
 
 def occlusion(
     model: nn.Module,
-    image: Tensor,
+    image: Tensor | Sequence[Tensor],
     patch_shape: int | Sequence[int] | None = None,
     *,
-    stride: int | Sequence[int] = 4,
-    value: float | Sequence[float] | Tensor | str = 0.0,
-    target: int | None = None,
-    roi: tuple[int, int, int, int] | None = None,
+    stride: int | Sequence[int] | None = None,
+    overlap: float | Sequence[float] | None = None,
+    value: Any = 0.0,
+    target: Targets = None,
+    roi: Sequence[int] | None = None,
     score: Score = "probability",
     output: Any = None,
     progress: bool = False,
-) -> Heatmap:
-    """Explain one prediction: which parts of the image does it rest on?
+    callback: Callback | None = None,
+) -> Any:
+    """Explain predictions: which parts of an image do they rest on?
 
     Args:
         model: What `incrementalize` returned, or a plain model (which is then compiled first).
-        image: [C, H, W] or [1, C, H, W], preprocessed as the model expects it.
+        image: [C, H, W] or [1, C, H, W], preprocessed as the model expects it; several as a list or [B, C, H, W]. One
+            axis or three are fine too: [C, *S], where sizes per axis have as many numbers.
         patch_shape: Patch size in pixels; default: that of the compiled module, 16 for a plain model.
-        stride: Distance between positions, in pixels; one number or (rows, cols).
-        value: What the patch shows, in the model's input units: a number, one per channel, a tensor [C, h, w], or
-            "mean" for the image's own mean colour.
-        target: The class to explain; default: the most probable one.
+        stride: Distance between positions, in pixels; one number or (rows, cols). Default: 4.
+        overlap: Instead of a stride: the share of the patch that neighbouring windows have in common, 0 <= overlap < 1.
+        value: What the patch shows, in the model's input units: a number, one per channel, a tensor [C, h, w], another
+            image [C, H, W] (its pixels at the place), "mean" (the image's mean colour), "patch-mean" (that of the
+            pixels covered), "blur" (the image blurred, or `kcompile.Blur`), "noise" (gaussian, or `kcompile.Noise` with
+            a seed); `kcompile.Pixels` takes the picture's units and a preprocessing transform.
+        target: The class to explain; default: the most probable one. Several give a list of maps from one run.
         roi: (top, left, bottom, right) in pixels: patches stay inside; the map has only these positions.
         score: "probability", "logit", or a function from the model's output to [N] or [N, K].
         output: Which part of a structured output is scored: a key, index or attribute.
-        progress: Show a progress bar with an estimate of the time.
+        progress: Show a progress bar with an estimate of the time, one for all images.
+        callback: Called with a `kcompile.Progress` after each batch of positions; returning False (or raising
+            StopIteration) stops.
 
     Returns:
-        The map. Ctrl-C returns what is done; the missing scores are NaN (`Heatmap.complete`).
+        A `Heatmap`; for several images a list of them; for several targets, in their place, a list per image.
+        Ctrl-C returns what is done: missing scores are NaN (`Heatmap.complete`), and a list ends with the partial map.
 
     Raises:
-        InputError: Bad image, patch, stride, roi, target or score.
+        InputError: Bad image, patch, stride, roi, value, target or score.
     """
-    start = time.perf_counter()
-    inc = _compiled(model, image, patch_shape)
-    patch = _size(patch_shape, inc)
-    positions = grid(inc.plan.input_shape[1:], patch, stride, roi)
-    flat = positions.reshape(-1, 2)
-    began = time.perf_counter()
-    scored = select(inc.materialize(image), output)
-    activation = inc.activation_of(output)
-    base = scores(scored, score, activation)[0].float().cpu().numpy()
-    full = time.perf_counter() - began
-    chosen = _target(target, base)
-    filled = _fill(value, image, patch, inc)
-    values = np.full((len(flat), base.size), np.nan, dtype=np.float32)
-    with tqdm(total=len(flat), disable=not progress, unit="position", desc=_estimate(inc, len(flat), full)) as bar:
+    images, alone = as_images(image, model, patch_shape)
+    inc = _compiled(model, images[0], patch_shape)
+    shape = inc.plan.input_shape
+    patch = patch_within(patch_shape, inc.plan.patch_shape)
+    positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
+    job = Experiment(inc, positions, patch, as_fill(value, shape, patch), score, output)
+    with Meter(len(images) * job.count, callback, progress) as meter:
+        maps = [_of_targets(heat, target) for heat in job.run(images, target, meter)]
+    return maps[0] if alone else maps
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is done with each image.
+
+    Attributes:
+        inc: The compiled module.
+        positions: [*grid, axes], the patch's corners.
+        patch: Size per axis, in pixels.
+        fill: What the patch shows.
+        score: As for `occlusion`.
+        output: As for `occlusion`.
+    """
+
+    inc: IncrementalModule
+    positions: IntArray
+    patch: tuple[int, ...]
+    fill: Fill
+    score: Score
+    output: Any
+
+    @property
+    def count(self) -> int:
+        """Number of positions of one map."""
+        return math.prod(self.positions.shape[:-1])
+
+    def run(self, images: Sequence[Tensor], target: Targets, meter: Meter) -> Iterator[Heatmap]:
+        """The map of each image, the last one partial after Ctrl-C or where the callback stops.
+
+        Raises:
+            KeyboardInterrupt: Before anything is done.
+        """
+        for index, image in enumerate(images):
+            start = time.perf_counter()
+            try:
+                base = self.base(image)
+            except KeyboardInterrupt:
+                if index == 0:
+                    raise
+                return
+            chosen = as_targets(target, base)[0]
+            if index == 0:
+                seconds = len(images) * self.count * self.inc.work_share() * (time.perf_counter() - start)
+                meter.describe(f"estimate {seconds:.0f} s")
+            values, stop = self._scan(image, base, index, meter)
+            grid_shape = (*self.positions.shape[:-1], base.size)
+            name = self.score if isinstance(self.score, str) else getattr(self.score, "__name__", "score")
+            seconds = time.perf_counter() - start
+            size = self.inc.plan.input_shape[1:]
+            yield Heatmap(values.reshape(grid_shape), base, chosen, self.positions, self.patch, size, name, seconds)
+            if stop:
+                return
+
+    def base(self, image: Tensor) -> FloatArray:
+        """Make an image the base; its scores [K]."""
+        row: FloatArray = self._scores(self.inc.materialize(image))[0]
+        return row
+
+    def stream(self, image: Tensor) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Scores [n, K] of the positions, group by group, with their indices; ``image`` is the base."""
+        flat = self.positions.reshape(-1, self.positions.shape[-1])
+        for part, patches in chunks(self.fill.source(image, self.patch), flat, image, self.patch):
+            for rows, outputs, _ in self.inc.stream_patches(patches, flat[part]):
+                yield part.start + rows, self._scores(self.inc.restore(outputs))
+
+    def _scan(self, image: Tensor, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
+        """Scores [N, K] of all positions, NaN where not computed, and whether to stop here."""
+        values = np.full((self.count, base.size), np.nan, dtype=np.float32)
         try:
-            for rows, outputs, _ in inc.stream_patches(filled, flat):
-                values[rows] = scores(select(inc.restore(outputs), output), score, activation).float().cpu().numpy()
-                bar.update(len(rows))
+            for rows, found in self.stream(image):
+                values[rows] = found
+                if not meter.advance(len(rows), index):
+                    meter.say("stopped by the callback")
+                    return values, True
         except KeyboardInterrupt:
-            bar.write("interrupted: the map is partial")
-    name = score if isinstance(score, str) else getattr(score, "__name__", "score")
-    shape = (*positions.shape[:2], base.size)
-    height, width = inc.plan.input_shape[1:]
-    seconds = time.perf_counter() - start
-    return Heatmap(values.reshape(shape), base, chosen, positions, patch, (height, width), name, seconds)
+            meter.say("interrupted")
+            return values, True
+        return values, False
 
-
-def grid(
-    image: Sequence[int],
-    patch: Sequence[int],
-    stride: int | Sequence[int],
-    roi: tuple[int, int, int, int] | None = None,
-) -> IntArray:
-    """Positions [rows, cols, 2] of a map: every ``stride`` pixels, patches inside the image (and inside ``roi``).
-
-    A map has ``(H - h) // stride + 1`` rows.
-
-    Raises:
-        InputError: A stride below 1, or a roi outside the image or smaller than the patch.
-    """
-    steps = per_axis(stride, 2, "stride")
-    top, left, bottom, right = roi if roi is not None and len(roi) == 4 else (0, 0, *image)
-    valid = roi is None or (len(roi) == 4 and all(isinstance(edge, Integral) for edge in roi))
-    if not (valid and 0 <= top < bottom <= image[0] and 0 <= left < right <= image[1]):
-        raise InputError(f"roi is {roi}; allowed is (top, left, bottom, right) inside (0, 0, {image[0]}, {image[1]})")
-    if bottom - top < patch[0] or right - left < patch[1]:
-        raise InputError(f"roi is {roi}: smaller than the {patch[0]}x{patch[1]} patch")
-    rows = np.arange(top, bottom - patch[0] + 1, steps[0])
-    cols = np.arange(left, right - patch[1] + 1, steps[1])
-    return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).astype(np.int64)
+    def _scores(self, outputs: Any) -> FloatArray:
+        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output))
+        array: FloatArray = found.detach().float().cpu().numpy()
+        return array
 
 
 def _compiled(model: nn.Module, image: Tensor, patch_shape: int | Sequence[int] | None) -> IncrementalModule:
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4) or (image.dim() == 4 and len(image) != 1):
-        shape = getattr(image, "shape", "") and tuple(image.shape)
-        raise InputError(f"the image must be one tensor [C, H, W] or [1, C, H, W], got {type(image).__name__} {shape}")
     if isinstance(model, IncrementalModule):
         return model
-    return incrementalize(model, tuple(image.shape[-3:]), 16 if patch_shape is None else patch_shape)
+    patch = 16 if patch_shape is None else patch_shape
+    return incrementalize(model, (1, *image.shape), per_axis(patch, image.dim() - 1, "patch_shape"))
 
 
-def _size(patch_shape: int | Sequence[int] | None, inc: IncrementalModule) -> tuple[int, int]:
-    most = inc.plan.patch_shape
-    size = most if patch_shape is None else per_axis(patch_shape, 2, "patch_shape")
-    if any(s > m for s, m in zip(size, most, strict=True)):
-        raise InputError(f"patch_shape is {size}; this module was compiled for 1 … {most}")
-    return size[0], size[1]
-
-
-def _fill(value: Any, image: Tensor, patch: tuple[int, int], inc: IncrementalModule) -> Tensor:
-    """The patch tensor [C, h, w]."""
-    channels = inc.plan.input_shape[0]
-    if isinstance(value, str):
-        if value != "mean":
-            raise InputError(f'value is {value!r}; allowed are numbers, one per channel, a tensor [C, h, w] or "mean"')
-        value = image.reshape(channels, -1).mean(dim=1)
-    tensor = torch.as_tensor(value, dtype=image.dtype, device=image.device)
-    if tensor.dim() == 1 and len(tensor) not in (1, channels):
-        raise InputError(f"value has {len(tensor)} numbers; the image has {channels} channels")
-    if tensor.dim() == 3 and tuple(tensor.shape) != (channels, *patch):
-        raise InputError(f"value has shape {tuple(tensor.shape)}; allowed is {(channels, *patch)}")
-    if tensor.dim() not in (0, 1, 3):
-        raise InputError(
-            f"value has shape {tuple(tensor.shape)}; allowed are a number, [{channels}] or {(channels, *patch)}"
-        )
-    return tensor if tensor.dim() == 3 else tensor.reshape(-1, 1, 1).expand(channels, *patch)
-
-
-def _target(target: int | None, base: Any) -> int:
-    if target is None:
-        return int(np.argmax(base))
-    if not isinstance(target, Integral) or not 0 <= target < base.size:
-        raise InputError(f"target is {target}; the model has classes 0 … {base.size - 1}")
-    return int(target)
-
-
-def _estimate(inc: IncrementalModule, count: int, full: float) -> str:
-    """What the map will take, from the time of the full inference just made and the regions' share of its work."""
-    return f"estimate {count * full * inc.work_share():.0f} s"
+def _of_targets(heat: Heatmap, target: Targets) -> Heatmap | list[Heatmap]:
+    """One map per target, where several were asked for; they share their arrays."""
+    return [heat.retarget(one) for one in as_targets(target, heat.base_scores)] if several(target) else heat

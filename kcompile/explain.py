@@ -15,7 +15,8 @@ from torch import Tensor
 from kcompile.api import incrementalize
 from kcompile.comparison import infer_in_full, judge, spread
 from kcompile.core.errors import InputError
-from kcompile.experiment import grid, occlusion
+from kcompile.experiment import occlusion
+from kcompile.grid import grid
 from kcompile.heatmap import Heatmap
 from kcompile.loading import LoadedModel, load_model
 from kcompile.pictures import read_picture
@@ -139,7 +140,7 @@ def _compare(inc: IncrementalModule, heat: Heatmap, image: Tensor, fill: Tensor,
     positions, quick = spread(heat, request.compare)
     if not len(positions):
         return True
-    full = infer_in_full(inc, image, fill, positions, heat.patch_shape, score=request.score)
+    full = infer_in_full(inc, image, fill, positions, (heat.patch_shape[0], heat.patch_shape[1]), score=request.score)
     found = judge(quick, full.scores, heat.base_scores)
     each, whole = full.seconds / len(positions), heat.seconds / max(int(np.isfinite(heat.scores).sum()), 1)
     _line("compare", f"{found.word}: {len(positions)} positions against full inference")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 @dataclass(frozen=True, eq=False)
 class Heatmap:
     """Scores of all patch positions of one image.
+
+    Images may have another number of axes than two; the map then has as many, and so has all that is per axis below.
 
     Attributes:
         all_scores: [rows, cols, K], the scores of every class with the patch at that position; NaN where not computed.
@@ -34,8 +37,8 @@ class Heatmap:
     base_scores: FloatArray
     target: int
     positions: npt.NDArray[np.int64]
-    patch_shape: tuple[int, int]
-    image_shape: tuple[int, int]
+    patch_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
     score: str
     seconds: float = 0.0
 
@@ -65,20 +68,21 @@ class Heatmap:
         """[H, W]: base minus occluded score, averaged over the windows that cover a pixel; NaN where none does."""
         drop = self.base_score - self.scores.astype(np.float64).reshape(-1)
         known = ~np.isnan(drop)
-        corners = self.positions.reshape(-1, 2)[known]
+        corners = self.positions.reshape(-1, self.positions.shape[-1])[known]
         total, count = self._spread(corners, drop[known]), self._spread(corners, np.ones(int(known.sum())))
         covered = np.rint(count) > 0
         return np.where(covered, total / np.where(covered, count, 1), np.nan)
 
     def _spread(self, corners: npt.NDArray[np.int64], values: FloatArray) -> FloatArray:
-        """Sum of values over the windows that cover each pixel, by a two-dimensional difference array."""
-        height, width = self.image_shape
-        edges = np.zeros((height + 1, width + 1))
-        low = np.clip(corners, 0, self.image_shape)
-        high = np.clip(corners + self.patch_shape, 0, self.image_shape)
-        for rows, cols, sign in ((low, low, 1), (high, low, -1), (low, high, -1), (high, high, 1)):
-            np.add.at(edges, (rows[:, 0], cols[:, 1]), sign * values)
-        return edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
+        """Sum of values over the windows that cover each pixel, by a difference array over all axes."""
+        edges = np.zeros([size + 1 for size in self.image_shape])
+        bounds = [np.clip(at, 0, self.image_shape) for at in (corners, corners + self.patch_shape)]
+        for ends in product((0, 1), repeat=len(self.image_shape)):  # 0: where a window begins, 1: where it ends
+            at = tuple(bounds[end][:, axis] for axis, end in enumerate(ends))
+            np.add.at(edges, at, (-1) ** sum(ends) * values)
+        for axis in range(edges.ndim):
+            edges = edges.cumsum(axis=axis)
+        return edges[(slice(-1),) * edges.ndim]
 
     def plot(self, image: Any = None, *, path: str | Path | None = None, title: str | None = None) -> Any:
         """Draw the attribution, over the image if one is given.
@@ -90,6 +94,9 @@ class Heatmap:
 
         Returns:
             The matplotlib figure.
+
+        Raises:
+            InputError: A map of one axis or of three, or a picture of a wrong shape.
         """
         from kcompile.drawing import draw
 

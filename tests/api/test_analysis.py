@@ -14,8 +14,8 @@ from kcompile.analysis import Analysis, measure, trace
 from kcompile.core.axis_map import Everything, Identity, Sliding
 from kcompile.core.interval import Interval
 from kcompile.core.plan import Placement
-from kcompile.experiment import grid
 from kcompile.extents import krypton_extents, output_box, own_boxes
+from kcompile.grid import grid
 from kcompile.passes.propagate import propagate
 
 # Krypton's figure 3: convolutions and fully connected layers, patches of 4, 8, 16 and 32 pixels at 224x224.

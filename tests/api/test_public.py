@@ -11,14 +11,18 @@ import pytest
 import kcompile
 
 NAMES = [
+    "Blur",
     "CaptureError",
     "Heatmap",
     "IncrementalModule",
     "InputError",
     "KCompileError",
     "ModelModeError",
+    "Noise",
     "NotMaterializedError",
+    "Pixels",
     "PositionError",
+    "Progress",
     "StaleWeightsError",
     "UnsupportedOpError",
     "analyze",
@@ -54,8 +58,8 @@ def parameters(function: object) -> list[str]:
         ("incrementalize", "model, input_shape, patch_shape=(16, 16), *, on_unsupported='dense'"),
         (
             "occlusion",
-            "model, image, patch_shape=None, *, stride=4, value=0.0, target=None, roi=None, score='probability', "
-            "output=None, progress=False",
+            "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
+            "score='probability', output=None, progress=False, callback=None",
         ),
         ("verify", "inc, image, positions=32, *, seed=None"),
         ("IncrementalModule.materialize", "self, image"),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kcompile import Heatmap, InputError
 from kcompile.drawing import draw, picture
-from kcompile.experiment import grid
+from kcompile.grid import grid
 
 
 def heat_map(drops: NDArray[Any]) -> Heatmap:

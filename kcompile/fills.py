@@ -1,0 +1,194 @@
+"""Fills: what the patch shows at each position.
+
+The list is closed, and `as_fill` reads it: a number, one per channel, a patch [C, h, w], another image [C, H, W],
+"mean", "patch-mean", "blur" (`Blur`), "noise" (`Noise`), and values in the picture's own units (`pixels.Pixels`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import inf, prod
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kcompile.core.errors import InputError
+from kcompile.core.interval import IntArray
+
+CHUNK_BYTES = 64 << 20  # of patches that differ by position, at a time
+
+Source: TypeAlias = Tensor | Callable[[IntArray], Tensor]
+"""The patch [C, *sizes] of all positions, or a function from positions [n, axes] to patches [n, C, *sizes]."""
+
+
+class Fill(ABC):
+    """What the patch shows, for any image."""
+
+    @abstractmethod
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """The patches of one image [C, *S], in its type, on its device; ``sizes`` are the patch's, per axis."""
+
+
+@dataclass(frozen=True)
+class Constant(Fill):
+    """Numbers in the model's units: one [], one per channel [C], a patch [C, *sizes], or another image [C, *S]."""
+
+    value: Tensor
+
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """One patch for all positions, or the windows of another image."""
+        value = check_value(self.value, image.shape, sizes).to(image)
+        if value.dim() < image.dim():
+            return _of_colour(value, image, sizes)
+        return value if tuple(value.shape[1:]) == tuple(sizes) else lambda at: windows(value, at, sizes)
+
+
+@dataclass(frozen=True)
+class Mean(Fill):
+    """The image's mean colour."""
+
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """One patch for all positions."""
+        return _of_colour(image.flatten(1).mean(dim=1), image, sizes)
+
+
+@dataclass(frozen=True)
+class PatchMean(Fill):
+    """The mean colour of the pixels that the patch covers, position by position."""
+
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """One colour per position."""
+
+        def patches(at: IntArray) -> Tensor:
+            covered = windows(image, at, sizes)
+            return covered.mean(dim=tuple(range(2, covered.dim())), keepdim=True).expand_as(covered)
+
+        return patches
+
+
+@dataclass(frozen=True)
+class Blur(Fill):
+    """The image itself, blurred by a gaussian (scikit-image; its border mirrored).
+
+    Attributes:
+        sigma: Standard deviation in pixels, one number or one per axis; None is half the patch's size along each axis,
+            with which nothing of the patch's own scale is left.
+    """
+
+    sigma: float | Sequence[float] | None = None
+
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """Windows of the blurred image."""
+        from skimage.filters import gaussian
+
+        values: Any = [size / 2 for size in sizes] if self.sigma is None else self.sigma
+        sigmas = list(values) if isinstance(values, Sequence) else [values] * len(sizes)
+        if len(sigmas) != len(sizes) or not all(isinstance(s, Real) and 0 < float(s) < inf for s in sigmas):
+            raise InputError(f"sigma is {self.sigma!r}; allowed are pixels above 0, one number or one per axis")
+        array = image.detach().double().cpu().numpy()
+        smooth: Any = gaussian  # has no annotations
+        blurred = smooth(array, sigmas, mode="reflect", channel_axis=0, preserve_range=True)
+        return Constant(torch.from_numpy(blurred)).source(image, sizes)
+
+
+@dataclass(frozen=True)
+class Noise(Fill):
+    """Gaussian noise with the image's own mean and standard deviation per channel.
+
+    One picture of noise of the image's size is drawn, and the patch shows its pixels at the place. So what a position
+    shows depends on the seed alone: not on stride, roi, device or the order of positions.
+
+    Attributes:
+        seed: Of torch's generator; the same seed gives the same noise.
+    """
+
+    seed: int = 0
+
+    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """Windows of the noise."""
+        if not isinstance(self.seed, Integral):
+            raise InputError(f"seed is {self.seed!r}; allowed are integers")
+        drawn = torch.randn(image.shape, generator=torch.Generator().manual_seed(int(self.seed)), dtype=torch.float64)
+        values = image.detach().double().flatten(1)
+        spread, mean = torch.std_mean(values, dim=1, correction=0)
+        shape = (-1, *[1] * (image.dim() - 1))
+        return Constant(drawn.to(values.device) * spread.reshape(shape) + mean.reshape(shape)).source(image, sizes)
+
+
+NAMED: dict[str, Fill] = {"mean": Mean(), "patch-mean": PatchMean(), "blur": Blur(), "noise": Noise()}
+
+
+def as_fill(value: Any, shape: Sequence[int], sizes: Sequence[int]) -> Fill:
+    """The fill that a user's ``value`` means, for images of ``shape`` (C, *S) and patches of ``sizes``.
+
+    Raises:
+        InputError: Nothing of the list, or numbers of a wrong shape.
+    """
+    if isinstance(value, Fill):
+        return value
+    if isinstance(value, str):
+        if value not in NAMED:
+            raise InputError(f"value is {value!r}; allowed are {allowed(shape, sizes)}")
+        return NAMED[value]
+    return Constant(check_value(as_numbers(value, shape, sizes), shape, sizes))
+
+
+def as_numbers(value: Any, shape: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """A number, a sequence of numbers, an array or a tensor as a tensor; InputError otherwise."""
+    try:
+        return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"value is of type {type(value).__name__}; allowed are {allowed(shape, sizes)}") from error
+
+
+def check_value(value: Tensor, shape: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """The same tensor, if its shape is that of a number, one per channel, a patch or an image; InputError otherwise."""
+    fits = [(), (1,), (shape[0],), (shape[0], *sizes), tuple(shape)]
+    if value.is_complex():
+        raise InputError(f"value has type {value.dtype}; allowed are real numbers")
+    if tuple(value.shape) not in fits:
+        if value.dim() == 1:
+            raise InputError(f"value has {len(value)} numbers; the image has {shape[0]} channels")
+        patch, image = (shape[0], *sizes), tuple(shape)
+        raise InputError(
+            f"value has shape {tuple(value.shape)}; allowed are a number, [{shape[0]}], {patch} for the patch and "
+            f"{image} for another image"
+        )
+    return value
+
+
+def allowed(shape: Sequence[int], sizes: Sequence[int]) -> str:
+    """All that ``value`` may be, in words."""
+    names = ", ".join(f'"{name}"' for name in NAMED)
+    return (
+        f"a number, one per channel, a tensor {(shape[0], *sizes)} for the patch or {tuple(shape)} for another image, "
+        f"{names}, kcompile.Blur, kcompile.Noise and kcompile.Pixels"
+    )
+
+
+def chunks(source: Source, positions: IntArray, image: Tensor, sizes: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+    """All positions [N, axes], a part at a time so that patches take at most 64 MB: which part, and its patches."""
+    if isinstance(source, Tensor):
+        yield slice(0, len(positions)), source
+        return
+    at_once = max(1, CHUNK_BYTES // (len(image) * prod(sizes) * image.element_size()))
+    for first in range(0, len(positions), at_once):
+        part = slice(first, min(first + at_once, len(positions)))
+        yield part, source(positions[part])
+
+
+def windows(image: Tensor, positions: IntArray, sizes: Sequence[int]) -> Tensor:
+    """An image's own pixels [n, C, *sizes] at positions [n, axes] inside it."""
+    view = image
+    for axis, size in enumerate(sizes):
+        view = view.unfold(axis + 1, size, 1)
+    index: tuple[Any, ...] = torch.from_numpy(positions).to(image.device).unbind(dim=1)
+    return view[(slice(None), *index)].transpose(0, 1)
+
+
+def _of_colour(colour: Tensor, image: Tensor, sizes: Sequence[int]) -> Tensor:
+    return colour.to(image).reshape(-1, *[1] * len(sizes)).expand(len(image), *sizes)

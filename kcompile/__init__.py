@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kcompile.pixels import Pixels as Pixels
     from kcompile.progress import Progress as Progress
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
+    from kcompile.runtime.outputs import MapRegion as MapRegion
     from kcompile.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOMES = {
     "Blur": "kcompile.fills",
     "Heatmap": "kcompile.heatmap",
     "IncrementalModule": "kcompile.runtime.module",
+    "MapRegion": "kcompile.runtime.outputs",
     "Noise": "kcompile.fills",
     "Pixels": "kcompile.pixels",
     "Progress": "kcompile.progress",

@@ -7,10 +7,11 @@ from math import prod
 
 from torch import fx, nn
 
-from kcompile.api import example_batch, image_shape, patch_size
+from kcompile.api import image_shape, patch_size
 from kcompile.core.errors import InputError
 from kcompile.core.plan import Placement
 from kcompile.core.region import Region
+from kcompile.example_call import example_batch
 from kcompile.experiment import grid
 from kcompile.extents import krypton_extents, own_boxes
 from kcompile.passes.canonicalize import PASSES

@@ -7,30 +7,39 @@ from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from kcompile.core.errors import InputError, ModelModeError
-from kcompile.passes.capture import check_mode
+from kcompile.core.errors import InputError
+from kcompile.example_call import example_batch, example_of
+from kcompile.passes.capture import Example, check_mode
 from kcompile.passes.pipeline import compile_model
+from kcompile.row_check import check_rows
+from kcompile.runtime.inputs import Inputs
 from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.outputs import Outputs
 
 
 def incrementalize(
     model: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | None = None,
     patch_shape: int | Sequence[int] = (16, 16),
     *,
+    example_inputs: Any = None,
+    patched_input: Any = 0,
     on_unsupported: Literal["dense", "error"] = "dense",
 ) -> IncrementalModule:
     """Compile a CNN so that patched copies of an image are inferred incrementally.
 
     Args:
-        model: In eval mode; takes one image batch and treats its rows independently.
+        model: In eval mode; takes one image batch (and what ``example_inputs`` shows) and treats its rows
+            independently.
         input_shape: (B, C, *S) or (C, *S) of the images; the batch size is ignored. One spatial axis or three of them
             are told by as many numbers in ``patch_shape`` (or by the five of (B, C, D, H, W)).
         patch_shape: Largest patch, in pixels per axis; one number for a square.
+        example_inputs: For models with several inputs, in place of ``input_shape``: a tuple of arguments (or a dict of
+            arguments by name) that the model runs on. Tensors with as many rows as there are images belong to them row
+            by row; others, and all that is no tensor, are the same for all images.
+        patched_input: Which of them is the image batch: its index or name, or a path as ``(0, "image")``.
         on_unsupported: What to do with ops without a spatial rule: compute them and what follows in full ("dense"), or
             raise ("error").
 
@@ -47,21 +56,28 @@ def incrementalize(
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    image = image_shape(input_shape, len(patch_shape) if isinstance(patch_shape, Sequence) else 0)
-    patch = patch_size(patch_shape, image)
-    return _compile(image, patch, on_unsupported, model)
+    example = None if example_inputs is None else example_of(example_inputs, patched_input)
+    shape = input_shape if example is None else tuple(example.images.shape)
+    if shape is None:
+        raise InputError("input_shape is missing: (B, C, H, W) of the images; or give example_inputs")
+    image = image_shape(shape, len(patch_shape) if isinstance(patch_shape, Sequence) else 0)
+    if example is not None and input_shape is not None and image_shape(input_shape, len(image) - 1) != image:
+        raise InputError(f"input_shape is {tuple(input_shape)}, but the images of example_inputs are {shape}")
+    return _compile(image, patch_size(patch_shape, image), on_unsupported, example, model)
 
 
 def _compile(
-    image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, model: nn.Module
+    image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, given: Example | None, model: nn.Module
 ) -> IncrementalModule:
     check_mode(model)
-    example = example_batch(model, image)
-    _check_rows(model, example)
+    example = Example.of(example_batch(model, image)) if given is None else given
+    check_rows(model, example)
     done = compile_model(model, example, patch, on_unsupported=on_unsupported)
     graphs = (done.materialize, done.front, done.tail)
-    inc = IncrementalModule(model, done.plan, graphs, done.outputs, done.out_spec, done.activations, example)
-    inc.recompile = partial(_compile, image, patch, on_unsupported)
+    inputs = Inputs.of(example.leaves, example.spec, example.image, example.batched)
+    outputs = Outputs(done.outputs, done.out_spec, done.activations)
+    inc = IncrementalModule(model, done.plan, graphs, inputs, outputs, example.images)
+    inc.recompile = partial(_compile, image, patch, on_unsupported, given)
     return inc
 
 
@@ -97,58 +113,3 @@ def per_axis(value: int | Sequence[int], axes: int, what: str) -> tuple[int, ...
     if len(values) != axes or not all(isinstance(v, Integral) and int(v) >= 1 for v in values):
         raise InputError(f"{what} is {value}; allowed are integers of at least 1, one or one per axis (rows, cols)")
     return tuple(int(v) for v in values)
-
-
-def example_batch(model: nn.Module, image: tuple[int, ...]) -> Tensor:
-    """A batch of two noise images of the model's own type and device."""
-    weight = next((p for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *image, generator=generator).to(dtype=weight.dtype, device=weight.device)
-
-
-def _check_rows(model: nn.Module, example: Tensor) -> None:
-    """Refuse models in which one row of a batch changes another: NaN in one row must leave the other clean."""
-    for bad in (0, 1):
-        probe = example.clone()
-        probe[bad] = float("nan")
-        try:
-            with torch.no_grad():
-                leaves = tree_leaves(model(probe))
-        except Exception:  # capture says where a model looks at its values, unless it doesn't run at all
-            _check_runs(model, example)
-            return
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                continue
-            if leaf.dim() and leaf.shape[0] == 2:
-                if bool(leaf[1 - bad].isnan().any()) and _rows_mix(model, example, 1 - bad):
-                    raise ModelModeError(
-                        "one row of a batch changes another (batch statistics, a norm over the batch, …): "
-                        "patched copies cannot be inferred apart from each other"
-                    )
-            elif bool(leaf.isnan().any()):
-                raise ModelModeError(
-                    f"an output of shape {tuple(leaf.shape)} depends on the images, but has no row for each of them"
-                )
-
-
-@torch.no_grad()
-def _rows_mix(model: nn.Module, example: Tensor, row: int) -> bool:
-    """True if finite changes of the other row change one, too: kernels may let NaN alone leak (0 * NaN)."""
-    outputs = []
-    for factor in (1.0, 3.0):
-        probe = example.clone()
-        probe[1 - row] = probe[1 - row].flip(-1) * factor + (factor - 1.0)
-        leaves = [leaf for leaf in tree_leaves(model(probe)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        outputs.append(torch.cat([leaf[row].double().reshape(-1) for leaf in leaves if leaf.dim() and len(leaf) == 2]))
-    one, other = outputs
-    close = torch.isclose(one, other, rtol=1e-5, atol=1e-6 * float(one.nan_to_num().abs().max()), equal_nan=True)
-    return not bool(close.all())
-
-
-@torch.no_grad()
-def _check_runs(model: nn.Module, example: Tensor) -> None:
-    try:
-        model(example)
-    except Exception as error:
-        raise InputError(f"the model does not run on images of shape {tuple(example.shape[1:])}: {error}") from error

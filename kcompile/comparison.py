@@ -59,7 +59,7 @@ def infer_in_full(
         for first in range(0, len(positions), batch):
             rows = positions[first : first + batch]
             outputs = select(plain(_copies(image, fill, rows, patch_shape)), None)
-            results.append(scores(outputs, score, inc.activations[0]).float().cpu().numpy())
+            results.append(scores(outputs, score, inc.activation_of(None)).float().cpu().numpy())
             bar.update(len(rows))
     return FullInference(np.concatenate(results), time.perf_counter() - start)
 

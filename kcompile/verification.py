@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
+from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.trials import own_pixels, paste, random_patches, random_positions
 
@@ -111,7 +113,7 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(inc: IncrementalModule, image: Tensor, positions: int = 32, *, seed: int | None = None) -> Verification:
+def verify(inc: IncrementalModule, image: Any, positions: int = 32, *, seed: int | None = None) -> Verification:
     """Compare incremental with full inference on really patched images, at random positions with random patches.
 
     Corners, edges and patches that stick out of the image are among the positions. The tolerances are those of
@@ -120,7 +122,8 @@ def verify(inc: IncrementalModule, image: Tensor, positions: int = 32, *, seed: 
 
     Args:
         inc: What `incrementalize` returned; afterwards it holds ``image`` as its base.
-        image: [C, *S], or [B, C, *S] (queries then go round all B bases).
+        image: [C, *S], or [B, C, *S] (queries then go round all B bases); a tuple or dict of all inputs for a model
+            with several.
         positions: How many positions.
         seed: Repeats an earlier run; default: a fresh one, which the result names.
 
@@ -134,26 +137,29 @@ def verify(inc: IncrementalModule, image: Tensor, positions: int = 32, *, seed: 
         raise InputError(f"positions is {positions}; allowed are integers of at least 1")
     seed = secrets.randbits(32) if seed is None else seed
     rng = np.random.default_rng(seed)
-    inc.materialize(image)
-    batch = image if image.dim() == len(inc.plan.input_shape) + 1 else image.unsqueeze(0)
+    args, kwargs = ((), image) if isinstance(image, dict) else (image if isinstance(image, tuple) else (image,), {})
+    given = inc.read(*args, **kwargs)
+    inc.materialize_given(given)
+    batch = given.rows[0]
     where = random_positions(inc.plan.input_shape[1:], inc.plan.patch_shape, positions, rng)
     patches = random_patches(batch, inc.plan.patch_shape, positions, rng)
-    return Verification(_checks(inc, batch, patches, where), tuple(map(tuple, where.tolist())), seed)
+    return Verification(_checks(inc, given, patches, where), tuple(map(tuple, where.tolist())), seed)
 
 
-def _checks(inc: IncrementalModule, batch: Tensor, patches: Tensor, where: IntArray) -> tuple[OutputCheck, ...]:
-    index = np.arange(len(where)) % len(batch)
-    bases = batch[torch.from_numpy(index)]
-    patched = paste(bases, patches, where)
-    full, plain = _full(inc.model, patched), _full(inc.model, bases)
+def _checks(inc: IncrementalModule, given: Given, patches: Tensor, where: IntArray) -> tuple[OutputCheck, ...]:
+    index = np.arange(len(where)) % len(given.rows[0])
+    bases, *others = (rows[torch.from_numpy(index)] for rows in given.rows)
+    patched = replace(given, rows=(paste(bases, patches, where), *others))
+    model = partial(inc.inputs.call, inc.model)
+    full, plain = _full(model, patched), _full(model, replace(given, rows=(bases, *others)))
     with _incrementally(inc):
         quick = _leaves(inc.forward_patches(patches, where, base_index=index))
         still = _leaves(inc.forward_patches(own_pixels(bases, where, patches.shape[2:]), where, base_index=index))
-    close = batch.dtype not in HALVES and all(
+    close = bases.dtype not in HALVES and all(
         float(_difference(quick[name], full[name]).max()) <= OF_SCALE * float(full[name].double().abs().max())
         for name in full
     )
-    exact = full if close else _exact(inc.model, patched)  # else the model's own rounding is asked for
+    exact = full if close else _exact(inc, patched)  # else the model's own rounding is asked for
     return tuple(_check(name, full[name], plain[name], exact[name], quick[name], still[name]) for name in full)
 
 
@@ -190,18 +196,23 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _full(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def _full(model: Callable[[Given], Any], given: Given) -> dict[str, Tensor]:
     """The model's outputs for images, a few at a time, by name; tensors without a row per image are left out."""
-    batches = images.split(BATCH)
-    parts = [_leaves(model(batch)) for batch in batches]
-    rows = list(map(len, batches))
+    batches = list(zip(*(part.split(BATCH) for part in given.rows), strict=True))
+    parts = [_leaves(model(replace(given, rows=batch))) for batch in batches]
+    rows = [len(batch[0]) for batch in batches]
     named = {name: [part[name] for part in parts] for name in parts[0]}
     return {name: torch.cat(found) for name, found in named.items() if list(map(len, found)) == rows}
 
 
-def _exact(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def _exact(inc: IncrementalModule, given: Given) -> dict[str, Tensor]:
     """The same computed in float64."""
-    return _full(deepcopy(model).double(), images.double())
+    wide = Given(tuple(map(_wide, given.rows)), {index: _wide(value) for index, value in given.whole.items()})
+    return _full(partial(inc.inputs.call, deepcopy(inc.model).double()), wide)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def _leaves(output: Any) -> dict[str, Tensor]:

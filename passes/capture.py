@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import CaptureError, ModelModeError
+from kcompile.core.plan import GIVEN
 from kcompile.passes.infra import user_line
 
 _MODE_SENSITIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -24,7 +25,8 @@ class Captured:
     """A model as a graph.
 
     Attributes:
-        module: Graph module with one placeholder (the image batch), weights as attributes and a flat tuple as output.
+        module: Graph module with one placeholder per tensor input (the image batch first), weights as attributes and a
+            flat tuple as output.
         out_spec: How the flat outputs form the model's own output structure.
     """
 
@@ -32,24 +34,74 @@ class Captured:
     out_spec: pytree.TreeSpec
 
 
-def capture(model: nn.Module, example: Tensor) -> Captured:
+@dataclass(frozen=True)
+class Example:
+    """A call of a model, for tracing.
+
+    Attributes:
+        leaves: The call's arguments, flat; tensors with rows have B >= 2 of them (one would be specialised).
+        spec: How the leaves form (args, kwargs).
+        image: Index of the image batch [B, C, *S] among the leaves.
+        batched: Indices of the tensors that have a row for each image.
+    """
+
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+    image: int
+    batched: frozenset[int]
+
+    @staticmethod
+    def of(images: Tensor) -> Example:
+        """The call of a model whose only argument is an image batch."""
+        return Example((images,), pytree.tree_structure(((images,), {})), 0, frozenset({0}))
+
+    @property
+    def images(self) -> Tensor:
+        """The image batch."""
+        images: Tensor = self.leaves[self.image]
+        return images
+
+    @property
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments (args, kwargs)."""
+        args, kwargs = pytree.tree_unflatten(list(self.leaves), self.spec)
+        return args, kwargs
+
+    def with_images(self, images: Tensor) -> Example:
+        """The same call for other images."""
+        leaves = (*self.leaves[: self.image], images, *self.leaves[self.image + 1 :])
+        return replace(self, leaves=leaves)
+
+    def shapes(self, model: nn.Module) -> Any:
+        """What torch.export is told of the shapes: rows may be any number."""
+        collection = ShapesCollection()
+        for index in self.batched:
+            collection[self.leaves[index]] = {0: Dim.DYNAMIC}
+        args, kwargs = self.call
+        return collection.dynamic_shapes(model, args, kwargs)
+
+
+def capture(model: nn.Module, example: Tensor | Example) -> Captured:
     """Trace a model with a dynamic batch.
 
     Args:
-        model: In eval mode; one image batch as its only input.
-        example: A batch [B, C, *S] with B >= 2 (a batch of one would be specialised).
+        model: In eval mode.
+        example: A batch [B, C, *S] with B >= 2 (a batch of one would be specialised), or a whole call.
 
     Raises:
         ModelModeError: Batch norm or dropout is active.
         CaptureError: The model's control flow depends on data, or torch.export can't trace it; names the user's line.
     """
     check_mode(model)
+    whole = Example.of(example) if isinstance(example, Tensor) else example
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own export
-            program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            args, kwargs = whole.call
+            shapes = whole.shapes(model)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
-            captured = _flat(program)
+            captured = _flat(program, whole)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {_summary(error)}{_user_frame(error)}"
@@ -108,13 +160,14 @@ def _user_frame(error: Exception) -> str:
     return f"\n  {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
-def _flat(program: ExportedProgram) -> Captured:
+def _flat(program: ExportedProgram, example: Example) -> Captured:
     """Drop the input guard and the pytree wrapping of the exported module."""
     module: Any = program.module()
     graph: fx.Graph = module.graph
     for node in list(graph.nodes):
         if node.op == "call_module" and not node.users:
             graph.erase_node(node)
+    _order_inputs(module, example)
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         node.replace_all_uses_with(node.args[1])  # what the model writes into its input or buffers stays in the graph
         graph.erase_node(node)
@@ -125,6 +178,26 @@ def _flat(program: ExportedProgram) -> Captured:
     spec = program.call_spec.out_spec
     flat = fx.GraphModule(module, _renamed(graph))
     return Captured(flat, out_spec if spec is None else spec)
+
+
+def _order_inputs(module: fx.GraphModule, example: Example) -> None:
+    """Put the image batch first and drop what are no tensors: torch.export has made constants of them.
+
+    A tensor without rows becomes a buffer, as it serves all queries alike.
+    """
+    inputs = module.graph.find_nodes(op="placeholder")
+    image = inputs[example.image]
+    if inputs[0] is not image:
+        inputs[0].prepend(image)
+    for index, (leaf, node) in enumerate(zip(example.leaves, inputs, strict=True)):
+        if isinstance(leaf, Tensor) and index not in example.batched:
+            module.register_buffer(f"{GIVEN}{index}", leaf.clone())
+            with module.graph.inserting_before(node):
+                given = module.graph.get_attr(f"{GIVEN}{index}")
+            given.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(given)
+        if index not in example.batched:
+            module.graph.erase_node(node)
 
 
 def _renamed(graph: fx.Graph) -> fx.Graph:

@@ -19,6 +19,7 @@ from kcompile.core.plan import BaseTensor, Placement, Read
 from kcompile.passes.infra import aten, constant
 from kcompile.passes.place import Placed
 from kcompile.passes.planning import Planned
+from kcompile.passes.planning import results as results_of
 from kcompile.passes.propagate import Analysis, tensor_inputs
 from kcompile.passes.rules.registry import Spatial
 from kcompile.passes.windows import Windows
@@ -28,12 +29,13 @@ from kcompile.passes.windows import Windows
 class Emitted:
     """The graph modules of a plan.
 
-    ``outputs`` says for each of the model's flat outputs which result of ``tail`` it is, or what constant.
+    ``outputs`` says for each of the model's flat outputs which result of ``tail`` it is, or what constant; None for
+    what the base images give.
     """
 
     front: fx.GraphModule
     tail: fx.GraphModule
-    outputs: list[int | tuple[Any]]
+    outputs: list[int | tuple[Any] | None]
 
 
 def emit(module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned) -> Emitted:
@@ -141,15 +143,21 @@ class _Emitter(Windows):
         """Close both graphs."""
         output = next(node for node in self.module.graph.nodes if node.op == "output")
         results: list[fx.Node] = []
-        outputs: list[int | tuple[Any]] = []
+        outputs: list[int | tuple[Any] | None] = []
+        with_rows = set(results_of(self.analysis, self.placed))
         slots = iter(range(len(tensor_inputs(output))))
         for leaf in output.args[0]:
             if not isinstance(leaf, fx.Node):
                 outputs.append((leaf,))
                 continue
-            if leaf.op == "get_attr":  # a constant tensor: the same for any number of queries
+            if leaf.op == "get_attr":  # the same for any number of queries: a constant, or given with the images
                 next(slots)
-                outputs.append((constant(self.module, leaf),))
+                value = constant(self.module, leaf)
+                outputs.append(None if value is None else (value,))
+                continue
+            if leaf in self.placed and leaf not in with_rows and isinstance(leaf.meta.get("val"), Tensor):
+                next(slots)  # made of what is given beside the images
+                outputs.append(None)
                 continue
             if not isinstance(leaf.meta.get("val"), Tensor):
                 raise CaptureError(f"an output ({leaf}) is a number made from the batch's size, not a tensor with rows")

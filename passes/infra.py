@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import VerificationError
+from kcompile.core.plan import GIVEN
 
 aten = torch.ops.aten
 
@@ -100,8 +101,8 @@ def call(
 
 
 def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor behind a get_attr node, or None."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
+    """The tensor behind a get_attr node, or None for other nodes and for what the user gives with the images."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr" or str(node.target).startswith(GIVEN):
         return None
     value: Any = module
     for part in str(node.target).split("."):

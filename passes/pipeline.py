@@ -12,7 +12,7 @@ from kcompile.core.plan import Plan
 from kcompile.passes.arrange import CancelArrangements
 from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, used_reads
 from kcompile.passes.canonicalize import PASSES
-from kcompile.passes.capture import Captured, capture
+from kcompile.passes.capture import Captured, Example, capture
 from kcompile.passes.emit import emit, emit_materialize
 from kcompile.passes.infra import aten, run_passes
 from kcompile.passes.place import place
@@ -30,7 +30,8 @@ _SHAPE_ONLY = (
 class Compiled:
     """The result of compilation: a plan, its graph modules, and how the outputs are put together.
 
-    ``outputs`` says for each flat output which result of ``tail`` it is, or what constant; ``out_spec`` is the pytree
+    ``outputs`` says for each flat output which result of ``tail`` it is, or what constant, or None for what the base
+    images give; ``out_spec`` is the pytree
     structure of the model's output. ``activations`` names each output's final softmax or sigmoid.
     """
 
@@ -38,23 +39,24 @@ class Compiled:
     materialize: fx.GraphModule
     front: fx.GraphModule
     tail: fx.GraphModule
-    outputs: tuple[int | tuple[Any], ...]
+    outputs: tuple[int | tuple[Any] | None, ...]
     out_spec: pytree.TreeSpec
     activations: tuple[str | None, ...]
 
 
 def compile_model(
-    model: nn.Module, example: Tensor, patch_shape: tuple[int, ...], *, on_unsupported: str = "dense"
+    model: nn.Module, example: Tensor | Example, patch_shape: tuple[int, ...], *, on_unsupported: str = "dense"
 ) -> Compiled:
     """Compile a model for patches of up to ``patch_shape``.
 
     Args:
         model: In eval mode.
-        example: An image batch [B >= 2, C, *S] of the model's type and device.
+        example: An image batch [B >= 2, C, *S] of the model's type and device, or a whole call.
         patch_shape: Patch size per axis, in pixels.
         on_unsupported: "dense" or "error", for ops without a spatial rule.
     """
-    shape = tuple(int(size) for size in example.shape[1:])
+    images = example if isinstance(example, Tensor) else example.images
+    shape = tuple(int(size) for size in images.shape[1:])
     return compile_captured(capture(model, example), shape, patch_shape, on_unsupported=on_unsupported)
 
 

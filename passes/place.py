@@ -40,10 +40,10 @@ def place(analysis: Analysis, on_unsupported: str = "dense") -> dict[fx.Node, Pl
     placed: dict[fx.Node, Placed] = {}
     for i, node in enumerate(order):
         info = analysis.nodes[node]
-        if info.answer is None:
-            placed[node] = Placed(Placement.REUSE, "the patch cannot reach it")
-        elif node in forced:
+        if node in forced:
             placed[node] = Placed(Placement.DENSE, forced[node])
+        elif info.answer is None:
+            placed[node] = Placed(Placement.REUSE, "the patch cannot reach it")
         elif i >= cut and node is not analysis.image:
             placed[node] = Placed(Placement.DENSE, _why_cut(analysis, info))
         else:
@@ -56,6 +56,8 @@ def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
     forced: dict[fx.Node, str] = {}
     for node, info in analysis.nodes.items():
         if info.answer is None:
+            if _folded(node, info):
+                forced[node] = "its rows are folded into another dimension: there is no row for each base image"
             continue
         if isinstance(info.answer, Refusal):
             forced[node] = info.answer.reason
@@ -74,6 +76,15 @@ def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
         elif info.region is None and node not in forced:
             forced[node] = "an input of it has no region"
     return forced
+
+
+def _folded(node: fx.Node, info: NodeInfo) -> bool:
+    """True for what depends on the batch's size and can't be kept by rows: such a value is made anew for queries."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        batched = info.record.out is not None and info.record.out.batched
+        return not batched and any(isinstance(size, SymInt) for size in value.shape)
+    return isinstance(value, SymInt)
 
 
 def _origin(node: fx.Node, forced: dict[fx.Node, str]) -> str:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from torch import Tensor, fx
 
 from kcompile.core.axis_map import AxisMap, Everything, Identity
-from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, Placement, Plan, Read
+from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, OutputMap, Placement, Plan, Read
 from kcompile.passes.place import Placed
 from kcompile.passes.propagate import Analysis, tensor_inputs
 from kcompile.passes.rules.registry import Spatial
@@ -54,7 +54,7 @@ def make_plan(
     requests += [
         _whole(analysis, placed, arg, (output.name, i))
         for i, arg in enumerate(tensor_inputs(output))
-        if _leaves(placed, arg)
+        if _leaves(analysis, placed, arg)
     ]
     bases = _bases(analysis, requests)
     reads = {r.slot: replace(r.read, base=_base_name(r, bases)) for r in requests}
@@ -62,8 +62,28 @@ def make_plan(
         _layer(analysis, placed, node) for node in analysis.nodes if analysis.nodes[node].record.out is not None
     )
     table = tuple(analysis.table.defs)
-    plan = Plan(image_shape, patch_shape, table, tuple(bases.values()), tuple(dict.fromkeys(reads.values())), layers)
+    maps = tuple(_output_map(analysis, placed, leaf) for leaf in results(analysis, placed))
+    plan = Plan(
+        image_shape, patch_shape, table, tuple(bases.values()), tuple(dict.fromkeys(reads.values())), layers, maps
+    )
     return Planned(plan, reads)
+
+
+def results(analysis: Analysis, placed: dict[fx.Node, Placed]) -> list[fx.Node]:
+    """The model's flat outputs that have a row for each query, in order; the others are the base's."""
+    output = analysis.image.graph.output_node()
+    return [
+        leaf
+        for leaf in output.args[0]  # type: ignore[union-attr]
+        if isinstance(leaf, fx.Node) and leaf in placed and isinstance(leaf.meta.get("val"), Tensor)
+        if placed[leaf].placement is Placement.DENSE or _leaves(analysis, placed, leaf)
+    ]
+
+
+def _output_map(analysis: Analysis, placed: dict[fx.Node, Placed], leaf: fx.Node) -> OutputMap | None:
+    info = analysis.nodes[leaf]
+    known = placed[leaf].placement is Placement.INCREMENTAL and info.region is not None
+    return OutputMap(info.region, info.axes) if known and info.region is not None else None
 
 
 def prune(plan: Plan, used: Iterable[str]) -> Plan:
@@ -79,16 +99,17 @@ def overhang(maps: tuple[AxisMap, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(m.overhang for m in maps)
 
 
-def _leaves(placed: dict[fx.Node, Placed], arg: fx.Node) -> bool:
-    """True for tensors that a dense consumer must be handed in full."""
-    return arg in placed and placed[arg].placement is not Placement.DENSE
+def _leaves(analysis: Analysis, placed: dict[fx.Node, Placed], arg: fx.Node) -> bool:
+    """True for tensors that a dense consumer must be handed in full: those with rows that the tail doesn't make."""
+    out = analysis.nodes[arg].record.out if arg in analysis.nodes else None
+    return out is not None and out.batched and placed[arg].placement is not Placement.DENSE
 
 
 def _requests(analysis: Analysis, placed: dict[fx.Node, Placed], node: fx.Node) -> Iterable[_Request]:
     info, placement = analysis.nodes[node], placed[node].placement
     if placement is Placement.DENSE and isinstance(node.meta.get("val"), (Tensor, list, tuple)):  # else a size alone
         for i, arg in enumerate(tensor_inputs(node)):
-            if _leaves(placed, arg):
+            if _leaves(analysis, placed, arg):
                 yield _whole(analysis, placed, arg, (node.name, i))
     elif node is analysis.image:
         sizes = info.record.out.sizes if info.record.out else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,8 @@ from kcompile.passes.numbering import RegionTable
 from kcompile.passes.record import OpRecord, TensorSpec
 from kcompile.passes.rules.macs import macs
 from kcompile.passes.rules.registry import Refusal, Spatial, rule_name, spatial
+
+Batch: TypeAlias = frozenset[str]  # symbols of the batch's size
 
 __all__ = ["Analysis", "NodeInfo", "propagate", "rules"]
 
@@ -74,24 +76,40 @@ def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape:
         image_shape: (channels, *sizes) of one image.
         patch_shape: Size of the patch per axis.
     """
-    image = next(node for node in module.graph.nodes if node.op == "placeholder")
-    batch = str(image.meta["val"].shape[0])
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    image, batch = inputs[0], _batch_sizes(inputs)
     table = RegionTable(image_shape[1:], patch_shape)
     found: dict[fx.Node, NodeInfo] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             node.meta.setdefault("val", constant(module, node))
         if node.op == "placeholder":
-            axes = tuple(range(2, len(image_shape) + 1)) if node is image else ()
-            record = OpRecord("input", {}, (), TensorSpec(image_shape, True, True, axes))
-            answer = Spatial(()) if node is image else None
-            found[node] = NodeInfo(node, record, 0, "input", answer, 0 if node is image else None, "", "", axes)
+            found[node] = _image(node, image_shape) if node is image else _other_input(node, batch)
         elif node.op == "call_function":
             found[node] = _visit(node, found, table, batch)
     return Analysis(found, table, image)
 
 
-def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: str) -> NodeInfo:
+def _batch_sizes(inputs: list[fx.Node]) -> frozenset[str]:
+    """Symbols of the batch's size: inputs that nothing joins have one each."""
+    sizes = [size for node in inputs if isinstance(node.meta["val"], Tensor) for size in node.meta["val"].shape[:1]]
+    return frozenset(str(size) for size in sizes if isinstance(size, torch.SymInt))
+
+
+def _image(node: fx.Node, shape: tuple[int, ...]) -> NodeInfo:
+    axes = tuple(range(2, len(shape) + 1))
+    record = OpRecord("input", {}, (), TensorSpec(shape, True, True, axes))
+    return NodeInfo(node, record, 0, "input", Spatial(()), 0, "", "", axes)
+
+
+def _other_input(node: fx.Node, batch: Batch) -> NodeInfo:
+    """An input beside the image: the same for all queries of a base."""
+    return NodeInfo(
+        node, OpRecord("input", {}, (), _spec(node.meta["val"], None, batch)), 0, "input", None, None, "", ""
+    )
+
+
+def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: Batch) -> NodeInfo:
     reached = _reached(node, found, batch)
     record = make_record(node, {arg: found[arg].axes for arg in reached}, batch)
     where = (user_module(node), user_line(node))
@@ -110,7 +128,7 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
     return NodeInfo(node, record, macs(record), name, answer, region, *where, axes)
 
 
-def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: str) -> set[fx.Node]:
+def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: Batch) -> set[fx.Node]:
     """The inputs that the patch can change; for a tensor [batch, …] the batch's size is not among them."""
     if str(node.target) in _BLIND:
         return set()
@@ -135,7 +153,7 @@ def _region(
     return table.number(sources, shape)
 
 
-def make_record(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: str) -> OpRecord:
+def make_record(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: Batch) -> OpRecord:
     """Resolve a call's arguments by its schema; ``reached`` gives the axes of what the patch can change."""
     inputs = tuple(_spec(arg.meta["val"], reached.get(arg), batch) for arg in tensor_inputs(node))
     value = node.meta.get("val")
@@ -149,7 +167,7 @@ def _op_name(node: fx.Node) -> str:
     return str(node.target)
 
 
-def _params(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: str) -> Iterator[tuple[str, Any]]:
+def _params(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: Batch) -> Iterator[tuple[str, Any]]:
     def resolve(arg: Any) -> Any:
         if isinstance(arg, fx.Node):
             value = arg.meta.get("val")
@@ -162,10 +180,10 @@ def _params(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: st
         yield argument.name, resolve(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
 
 
-def _spec(value: Tensor, axes: tuple[int, ...] | None, batch: str) -> TensorSpec:
+def _spec(value: Tensor, axes: tuple[int, ...] | None, batch: Batch) -> TensorSpec:
     """The spec of a tensor; ``axes`` is None for one that the patch cannot change."""
     sizes, reached = list(value.shape), axes is not None
-    batched = bool(sizes) and isinstance(sizes[0], torch.SymInt) and str(sizes[0]) == batch
+    batched = bool(sizes) and isinstance(sizes[0], torch.SymInt) and str(sizes[0]) in batch
     rest = sizes[batched:]
     if not all(isinstance(size, int) for size in rest):  # the batch is folded into another dimension: as unbatched
         return TensorSpec((), False, reached)

@@ -10,7 +10,6 @@ from torch import Tensor, fx
 import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
 from kcompile.core.plan import Read
 from kcompile.passes.arrange import from_channels_first, to_channels_first
-from kcompile.passes.infra import constant
 from kcompile.passes.planning import Planned
 from kcompile.passes.propagate import NodeInfo, tensor_inputs
 from kcompile.passes.rules.registry import Weights
@@ -105,11 +104,14 @@ class Windows:
         return self.inputs[name]
 
     def constant_of(self, graph: fx.Graph, env: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-        """A weight or other constant, in one of the graphs."""
-        if node not in env:
-            assert node.op == "get_attr", f"{node} is neither in a region nor a constant"
+        """A weight or other constant, in one of the graphs; or what is computed from tensors given without rows."""
+        if node not in env and node.op == "get_attr":
             env[node] = graph.get_attr(str(node.target))
-            env[node].meta["val"] = constant(self.module, node)
+            env[node].meta["val"] = node.meta["val"]
+        elif node not in env:
+            assert node.op == "call_function", f"{node} is neither in a region nor a constant"
+            env[node] = graph.node_copy(node, lambda arg: self.constant_of(graph, env, arg))
+            self.describe(env[node], node, "given")
         return env[node]
 
     @staticmethod

@@ -11,10 +11,17 @@ from kcompile.core.plan import BaseTensor, Plan
 
 @dataclass(frozen=True)
 class BaseStore:
-    """Base tensors by name, each [B, *padded sizes, C] (B = 1 for constants), and the base images [B, C, *sizes]."""
+    """What is kept of the base images.
+
+    Attributes:
+        tensors: Base tensors by name, each [B, *padded sizes, C] (B = 1 for constants).
+        images: The base images [B, C, *sizes].
+        others: The other inputs that have a row for each of them [B, ...].
+    """
 
     tensors: dict[str, Tensor]
     images: Tensor
+    others: tuple[Tensor, ...] = ()
 
     @property
     def count(self) -> int:
@@ -22,16 +29,19 @@ class BaseStore:
         return len(self.images)
 
     @classmethod
-    def fill(cls, plan: Plan, sources: tuple[Tensor, ...], images: Tensor) -> BaseStore:
+    def fill(
+        cls, plan: Plan, sources: tuple[Tensor, ...], images: Tensor, others: tuple[Tensor, ...] = ()
+    ) -> BaseStore:
         """Build the store from the outputs of the materialize graph.
 
         Args:
             plan: Names the base tensors.
             sources: One tensor per base tensor, of its own layout (constants without batch).
             images: The base images.
+            others: The other inputs with rows.
         """
         tensors = {base.name: _store(base, source) for base, source in zip(plan.bases, sources, strict=True)}
-        return cls(tensors, images)
+        return cls(tensors, images, others)
 
     @property
     def nbytes(self) -> int:

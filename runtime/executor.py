@@ -142,7 +142,7 @@ class Executor:
             some = rows[first : first + FULL_BATCH]
             index = torch.from_numpy(call.base_index[some]).to(call.store.images.device)
             images = patched(call.store.images[index], call.patches(some), call.positions[some])
-            yield some, tuple(self.full(images))
+            yield some, tuple(self.full(images, *(other[index] for other in call.store.others)))
 
     def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
         for rows in batches:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -14,20 +15,17 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.executor import Executor, Policy
+from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.full import full_graph
+from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.notes import restore_notes, take_notes
-from kcompile.runtime.queries import (
-    as_positions,
-    check_base_index,
-    check_images,
-    check_positions,
-    is_finite,
-    patch_source,
-)
+from kcompile.runtime.outputs import Outputs, Regions
+from kcompile.runtime.queries import is_finite
+from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
+from kcompile.runtime.two_boxes import TwoBoxes
 
 _GRAPHS = ("materializer", "front", "tail")
 
@@ -52,18 +50,15 @@ class IncrementalModule(nn.Module):
         model: nn.Module,
         plan: Plan,
         modules: tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule],
-        outputs: Sequence[int | tuple[Any]],
-        out_spec: pytree.TreeSpec,
-        activations: Sequence[str | None],
+        inputs: Inputs,
+        outputs: Outputs,
         like: Tensor,
     ) -> None:
         """Hold the results of compilation; ``modules`` are materialize, front and tail."""
         super().__init__()
         self.model = model
         self.materializer, self.front, self.tail = modules
-        self.plan = plan
-        self.activations = tuple(activations)
-        self._outputs, self._out_spec = tuple(outputs), out_spec
+        self.plan, self.inputs, self.outputs = plan, inputs, outputs
         self.register_buffer("_like", like.new_empty(0), persistent=False)
         self.recompile: Callable[[nn.Module], IncrementalModule] | None = None
         self.base_output: Any = None
@@ -79,11 +74,13 @@ class IncrementalModule(nn.Module):
         return self.model(*args, **kwargs)
 
     @torch.no_grad()
-    def materialize(self, image: Tensor) -> Any:
+    def materialize(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once on base images and keep what queries will read.
 
         Args:
-            image: One image [C, *S] or several [B, C, *S].
+            *args: One image [C, *S] or several [B, C, *S]; for a model with several inputs all of them, as the model
+                itself is called.
+            **kwargs: Inputs that are given by name.
 
         Returns:
             The model's output for the batch.
@@ -92,26 +89,56 @@ class IncrementalModule(nn.Module):
             InputError: Wrong shape, type or device.
             StaleWeightsError: The weights changed after compilation.
         """
-        self._check_weights(hashed=True)
-        batch = check_images(image, self.plan, self._like)
-        images = _channels_last(batch)
-        flat, sources = self.materializer(images)
-        made = [source for base, source in zip(self.plan.bases, sources, strict=True) if base.batched]
-        self._finite = all(is_finite(value) for value in (batch, *made, *flat) if isinstance(value, Tensor))
-        self._store = BaseStore.fill(self.plan, sources, images.clone())
-        self._flat_base = list(flat)
-        self.base_output = pytree.tree_unflatten(self._flat_base, self._out_spec)
-        return self.base_output
+        return self.materialize_given(self.read(*args, **kwargs))
+
+    def read(self, *args: Any, **kwargs: Any) -> Given:
+        """The tensors of a call of the model, checked; a lone image becomes a batch of one."""
+        return self.inputs.read(args, kwargs, self.plan, self._like)
 
     @torch.no_grad()
-    def forward_patches(self, patches: Any, positions: Any, *, base_index: Any = None) -> Any:
+    def materialize_given(self, given: Given) -> Any:
+        """As `materialize`, of what `read` returned."""
+        self._check_weights(hashed=True)
+        if self.inputs.fill([self.materializer, self.front, self.tail], given):
+            self._executor = None  # it may have packed them
+        images = _channels_last(given.rows[0])
+        self._store, flat, made = self._materialized(images.clone(), given.rows[1:])
+        known = [*given.rows, *given.whole.values(), *made, *flat]
+        self._finite = all(is_finite(value) for value in known if isinstance(value, Tensor))
+        self._flat_base = list(flat)
+        self.base_output = pytree.tree_unflatten(self._flat_base, self.outputs.spec)
+        return self.base_output
+
+    def _materialized(self, images: Tensor, others: tuple[Tensor, ...]) -> tuple[BaseStore, Any, list[Tensor]]:
+        """The store of images, the flat outputs for them, and the sources of the store that have rows."""
+        flat, sources = self.materializer(images, *others)
+        made = [source for base, source in zip(self.plan.bases, sources, strict=True) if base.batched]
+        return BaseStore.fill(self.plan, sources, images, others), flat, made
+
+    @torch.no_grad()
+    def forward_patches(
+        self,
+        patches: Any,
+        positions: Any,
+        *,
+        base_index: Any = None,
+        mask: Any = None,
+        channels: Any = None,
+        output: Literal["full", "region"] = "full",
+    ) -> Any:
         """The model's output for patched copies of the base images, without building them.
 
         Args:
-            patches: Scalar or [C] (fills the compiled patch shape), [C, h, w] for all queries or [N, C, h, w].
+            patches: Scalar or [C] (fills the compiled patch shape, or the mask's), [C, h, w] for all queries or
+                [N, C, h, w]; for two boxes also [N, 2, C, h, w].
             positions: Integers [N, axes], (row, col) of the patch's top-left corner. A patch may stick out of the image
-                (negative positions too): it is cropped.
+                (negative positions too): it is cropped. [N, 2, axes] puts two boxes into each query; the second lies
+                over the first.
             base_index: Integers [N], which of the materialised images each query is a copy of (default 0).
+            mask: [h, w], [N, h, w] or [N, C, h, w] ([N, 2, …] for two boxes), 0 … 1: how much of the patch shows, over
+                the base's own pixels (default: all of it).
+            channels: Numbers of the channels that the patch changes (default: all).
+            output: "full", or "region": outputs that are maps, as `MapRegion`s of what the patches can change.
 
         Returns:
             The model's output structure for N images.
@@ -121,52 +148,69 @@ class IncrementalModule(nn.Module):
             InputError, PositionError: Bad patches or positions.
             StaleWeightsError: The weights changed after compilation.
         """
-        count, results = 0, None
-        for rows, outputs, total in self.stream_patches(patches, positions, base_index=base_index):
+        if output not in ("full", "region"):
+            raise InputError(f'output is {output!r}; allowed are "full" and "region"')
+        queries = self._queries(patches, positions, base_index, mask, channels)
+        regions = Regions(self.plan, queries.hull(self.plan.input_shape[1:])) if output == "region" else None
+        results: list[Any] | None = None
+        for rows, whole in self._stream(queries):
+            outputs = whole if regions is None else regions.cut(rows, whole)
             if results is None:
-                results = [out.new_empty((total, *out.shape[1:])) for out in outputs]
+                results = [out.new_empty((len(queries), *out.shape[1:])) for out in outputs]
             index = torch.from_numpy(rows).to(self._like.device)
             for into, out in zip(results, outputs, strict=True):
                 into.index_copy_(0, index, out)
-            count += len(rows)
         if results is None:
-            reached = [out for out, e in zip(self._flat_base, self._outputs, strict=True) if isinstance(e, int)]
-            results = [out.new_empty((0, *out.shape[1:])) for out in reached]
-        return self.restore(results)
+            results = self.outputs.empty(self._flat_base)
+            results = results if regions is None else list(regions.cut(np.zeros(0, np.int64), results))
+        return self.restore(results if regions is None else regions.wrap(results))
 
     @torch.no_grad()  # a decorated generator is in this mode only while it runs, not while its consumer does
     def stream_patches(
-        self, patches: Any, positions: Any, *, base_index: Any = None
+        self, patches: Any, positions: Any, *, base_index: Any = None, mask: Any = None, channels: Any = None
     ) -> Iterator[tuple[IntArray, tuple[Tensor, ...], int]]:
         """As `forward_patches`, group by group: indices of the queries, their flat outputs, number of all queries."""
+        queries = self._queries(patches, positions, base_index, mask, channels)
+        for rows, outputs in self._stream(queries):
+            yield rows, outputs, len(queries)
+
+    def _queries(self, patches: Any, positions: Any, base_index: Any, mask: Any, channels: Any) -> Queries:
         if self._store is None:
             raise NotMaterializedError("no base image yet: call materialize(image) before forward_patches")
         self._check_weights()
-        where = as_positions(positions, len(self.plan.patch_shape))
-        source, sizes = patch_source(patches, self.plan, len(where), self._like)
-        check_positions(where, self.plan, sizes)
-        bases = check_base_index(base_index, len(where), self._store.count)
-        finite = self._finite and is_finite(patches)  # fused activations would turn NaN into 0
         if self.policy not in get_args(Policy):
             raise InputError(f"the module's policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
-        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail, self._full())
-        for rows, outputs in executor.stream(self._store, source, where, bases, self.policy):
-            yield rows, outputs, len(where)
+        count = self._store.count
+        return read_queries(self.plan, self._like, count, patches, positions, base_index, mask, channels)
 
-    def restore(self, results: Sequence[Tensor]) -> Any:
+    def _stream(self, queries: Queries) -> Iterator[Group]:
+        store = self._store
+        assert store is not None
+        finite = self._finite and queries.finite  # fused activations would turn NaN into 0
+        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail, self._full())
+        if len(queries.boxes) == 1:
+            (box,) = queries.boxes
+
+            def patches(rows: IntArray) -> Tensor:
+                return box.laid(rows, store.images, queries.base_index[rows], box.positions[rows])
+
+            yield from executor.stream(store, patches, box.positions, queries.base_index, self.policy)
+        elif len(queries):
+            yield from TwoBoxes(self.plan, executor, store, self._patched_bases, self.policy).stream(queries)
+
+    def _patched_bases(self, images: Tensor, which: IntArray) -> BaseStore:
+        """The store of patched base images; ``which`` base each is a copy of."""
+        assert self._store is not None
+        index = torch.from_numpy(which).to(images.device)
+        return self._materialized(images, tuple(other[index] for other in self._store.others))[0]
+
+    def restore(self, results: Sequence[Any]) -> Any:
         """Put the tail's flat results into the structure that the model returns."""
-        flat = [results[entry] if isinstance(entry, int) else entry[0] for entry in self._outputs]
-        return pytree.tree_unflatten(flat, self._out_spec)
+        return self.outputs.restore(results, self._flat_base)
 
     def activation_of(self, key: Any) -> str | None:
         """The final softmax or sigmoid of one part of a structured output; None for the first that isn't constant."""
-        if key is None:
-            return next(
-                (a for a, entry in zip(self.activations, self._outputs, strict=True) if isinstance(entry, int)), None
-            )
-        named = pytree.tree_unflatten(list(range(len(self._outputs))), self._out_spec)
-        index = getattr(named, key) if isinstance(key, str) and not isinstance(named, dict) else named[key]
-        return self.activations[index] if isinstance(index, int) else None
+        return self.outputs.activation_of(key)
 
     def work_share(self) -> float:
         """Estimated multiply-adds of one query, as a share of a full inference's."""
@@ -190,7 +234,7 @@ class IncrementalModule(nn.Module):
         return self._executor
 
     def _full(self) -> fx.GraphModule:
-        return full_graph(self.materializer, [isinstance(entry, int) for entry in self._outputs])
+        return full_graph(self.materializer, self.outputs.results)
 
     def refresh(self) -> None:
         """Compile again after the model's weights changed; drops the base images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
             f"the image has shape {tuple(images.shape)}; this module was compiled for {plan.input_shape} "
             f"(or a batch [B, {', '.join(map(str, plan.input_shape))}]){_last_channels(images, plan)}"
         )
-    _check_kind(batch, "image", like)
+    check_kind(batch, "the image", like)
     if not bool(torch.isfinite(batch).all()):
         warnings.warn("the image holds NaN or infinite values; they spread to every score", stacklevel=3)
     return batch
@@ -47,7 +47,7 @@ def _last_channels(images: Tensor, plan: Plan) -> str:
 
 
 def as_positions(positions: Any, axes: int) -> IntArray:
-    """Positions as an int64 array [N, axes].
+    """Positions as an int64 array [N, axes], or [N, 2, axes] for two boxes in each query.
 
     Raises:
         PositionError: Wrong type or shape.
@@ -55,13 +55,15 @@ def as_positions(positions: Any, axes: int) -> IntArray:
     try:
         array = positions.detach().cpu().numpy() if isinstance(positions, Tensor) else np.asarray(positions)
     except ValueError as error:
-        raise PositionError(f"positions must have shape [N, {axes}]: {error}") from error
+        raise PositionError(f"positions must have shape [N, {axes}] (or [N, 2, {axes}]): {error}") from error
     if array.size == 0 and array.ndim:
-        return np.zeros((0, axes), dtype=np.int64)
+        return np.zeros((0, 2, axes) if array.ndim == 3 else (0, axes), dtype=np.int64)
     if not np.issubdtype(array.dtype, np.integer):
         raise PositionError(f"positions must be integers (row, col), got {array.dtype}")
-    if array.ndim != 2 or array.shape[1] != axes:
-        raise PositionError(f"positions must have shape [N, {axes}], got {tuple(array.shape)}")
+    if array.shape[1:] not in ((axes,), (2, axes)):
+        raise PositionError(
+            f"positions must have shape [N, {axes}], got {tuple(array.shape)} ([N, 2, {axes}] for two boxes in a query)"
+        )
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
@@ -76,8 +78,8 @@ def check_positions(array: IntArray, plan: Plan, sizes: Sequence[int]) -> None:
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
         raise PositionError(
-            f"position {tuple(array[first].tolist())} (index {first}) puts a {_size(sizes)} patch wholly outside the "
-            f"{_size(image)} image; allowed are {tuple((1 - patch).tolist())} … {tuple((image - 1).tolist())}"
+            f"position {tuple(array[first].tolist())} (index {first}) puts a {size_text(sizes)} patch wholly outside "
+            f"the {size_text(image)} image; allowed are {tuple((1 - patch).tolist())} … {tuple((image - 1).tolist())}"
         )
 
 
@@ -93,62 +95,20 @@ def check_base_index(base_index: Any, queries: int, bases: int) -> IntArray:
     return array.astype(np.int64)
 
 
-def patch_source(
-    patches: Any, plan: Plan, queries: int, like: Tensor
-) -> tuple[Callable[[IntArray], Tensor], tuple[int, ...]]:
-    """How to get the patch tensors of some queries, and their size per axis.
-
-    Args:
-        patches: Scalar or [C] (fills the compiled patch shape), [C, h, w], or [N, C, h, w].
-        plan: The plan.
-        queries: N.
-        like: A tensor of the model's type and device.
+def check_kind(value: Tensor, what: str, like: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Check type and device of a tensor against the model's, or against a type of its own.
 
     Raises:
-        InputError: Wrong rank, channels, size, type or device; larger than the compiled patch shape.
+        InputError: It is of another type or on another device.
     """
-    channels, rank = plan.input_shape[0], len(plan.input_shape)
-    try:
-        given = patches if isinstance(patches, Tensor) else torch.as_tensor(patches, dtype=like.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"patches must be numbers or a tensor, got {type(patches).__name__}: {error}") from error
-    tensor = given if isinstance(patches, Tensor) else given.to(like.device)
-    if tensor.dim() <= 1:
-        if tensor.dim() == 1 and tensor.shape[0] != channels:
-            raise InputError(f"a patch of one value per channel needs {channels} values, got {tensor.shape[0]}")
-        filled = tensor.to(like).reshape([-1] + [1] * (rank - 1)).expand(channels, *plan.patch_shape)
-        return _constant(filled), plan.patch_shape
-    _check_kind(tensor, "patch", like)
-    if tensor.dim() not in (rank, rank + 1) or tensor.shape[-rank] != channels:
-        raise InputError(
-            f"patches have shape {tuple(tensor.shape)}; allowed are a scalar, [{channels}], [{channels}, h, w] and "
-            f"[N, {channels}, h, w]"
-        )
-    sizes = tuple(tensor.shape[-rank + 1 :])
-    if any(size > most for size, most in zip(sizes, plan.patch_shape, strict=True)) or 0 in sizes:
-        raise InputError(
-            f"a {_size(sizes)} patch does not fit: this module was compiled for up to {_size(plan.patch_shape)}"
-        )
-    if tensor.dim() == rank:
-        return _constant(tensor), sizes
-    if tensor.shape[0] != queries:
-        raise InputError(
-            f"{tensor.shape[0]} patches for {queries} positions; give one patch for all, or one per position"
-        )
-    return lambda rows: tensor[torch.from_numpy(rows).to(tensor.device)], sizes
-
-
-def _constant(patch: Tensor) -> Callable[[IntArray], Tensor]:
-    return lambda rows: patch.unsqueeze(0).expand(len(rows), *patch.shape)
-
-
-def _check_kind(value: Tensor, what: str, like: Tensor) -> None:
-    if value.dtype != like.dtype:
-        hint = "" if value.is_floating_point() else " (scale pixels to floats first)"
-        raise InputError(f"the {what} has type {value.dtype}; the model computes in {like.dtype}{hint}")
+    wanted = like.dtype if dtype is None else dtype
+    if value.dtype != wanted:
+        hint = " (scale pixels to floats first)" if dtype is None and not value.is_floating_point() else ""
+        raise InputError(f"{what} has type {value.dtype}; the model computes in {wanted}{hint}")
     if value.device != like.device:
-        raise InputError(f"the {what} is on {value.device}; the module is on {like.device}")
+        raise InputError(f"{what} is on {value.device}; the module is on {like.device}")
 
 
-def _size(sizes: Iterable[int]) -> str:
+def size_text(sizes: Iterable[int]) -> str:
+    """As ``16x16``."""
     return "x".join(map(str, sizes))

@@ -13,10 +13,12 @@ from kcompile.core import axis_map, region
 from kcompile.core.axis_map import AxisMap
 from kcompile.core.region import RegionDef
 
-FORMAT = 2
+FORMAT = 3
 # Reading or writing one value costs about as much as this many multiply-adds of a convolution (measured on a CPU with
 # 512-bit vectors: 100 GFLOP/s against 10 GB/s per thread).
 MACS_PER_VALUE = 10.0
+# A tensor that is given beside the images and has no row for each of them is a buffer of the graphs with this prefix.
+GIVEN = "kcompile_given_"
 RAW_PATCH = -1  # as `Read.patch`: the user's patches at their positions, before they are cropped to the image
 
 
@@ -97,8 +99,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class OutputMap:
+    """A result that is a map with a region: its number in the plan's table, and its spatial axes, the batch as 0."""
+
+    region: int
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a runtime needs to know beside the graph modules and the weights."""
+    """Everything that a runtime needs to know beside the graph modules and the weights.
+
+    ``outputs`` has an entry for each result of the tail, None for those that a patch changes everywhere or nowhere.
+    """
 
     input_shape: tuple[int, ...]
     patch_shape: tuple[int, ...]
@@ -106,6 +119,7 @@ class Plan:
     bases: tuple[BaseTensor, ...]
     reads: tuple[Read, ...]
     layers: tuple[Layer, ...]
+    outputs: tuple[OutputMap | None, ...] = ()
 
     def base(self, name: str) -> BaseTensor:
         """The base tensor called ``name``."""
@@ -170,7 +184,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Plan, Layer, Read, BaseTensor, region.InputRegion, region.MappedRegion,
+        Plan, Layer, Read, BaseTensor, OutputMap, region.InputRegion, region.MappedRegion,
         axis_map.Identity, axis_map.Sliding, axis_map.Everything, axis_map.Blocks, axis_map.Transposed, axis_map.Table,
     )
 }  # fmt: skip

@@ -17,6 +17,7 @@ NAMES = [
     "IncrementalModule",
     "InputError",
     "KCompileError",
+    "MapRegion",
     "ModelModeError",
     "Noise",
     "NotMaterializedError",
@@ -55,15 +56,22 @@ def parameters(function: object) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "signature"),
     [
-        ("incrementalize", "model, input_shape, patch_shape=(16, 16), *, on_unsupported='dense'"),
+        (
+            "incrementalize",
+            "model, input_shape=None, patch_shape=(16, 16), *, example_inputs=None, patched_input=0, "
+            "on_unsupported='dense'",
+        ),
         (
             "occlusion",
             "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
             "score='probability', output=None, progress=False, callback=None",
         ),
         ("verify", "inc, image, positions=32, *, seed=None"),
-        ("IncrementalModule.materialize", "self, image"),
-        ("IncrementalModule.forward_patches", "self, patches, positions, *, base_index=None"),
+        ("IncrementalModule.materialize", "self, args, kwargs"),
+        (
+            "IncrementalModule.forward_patches",
+            "self, patches, positions, *, base_index=None, mask=None, channels=None, output='full'",
+        ),
         ("IncrementalModule.forward", "self, args, kwargs"),
         ("IncrementalModule.refresh", "self"),
         ("Heatmap.attribution", "self"),

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 from kcompile.core.axis_map import AxisMap, Blocks, Everything, Identity, Sliding, Table, Transposed
-from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, Placement, Plan, Read
+from kcompile.core.plan import RAW_PATCH, BaseTensor, Layer, OutputMap, Placement, Plan, Read
 from kcompile.core.region import InputRegion, MappedRegion
 
 INF = float("inf")
@@ -42,6 +42,7 @@ def plan() -> Plan:
             layer("constant", Placement.REUSE, None, 7, reason="the patch cannot reach it"),
             layer("head", Placement.DENSE, None, 100, "first", reason="it is small"),
         ),
+        outputs=(OutputMap(1, (2, 3)), None),
     )
 
 

@@ -13,10 +13,12 @@ import kcompile
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement
 from kcompile.core.region import evaluate
-from kcompile.passes.capture import Captured, capture
+from kcompile.passes.capture import Captured, Example, capture
 from kcompile.passes.pipeline import compile_captured
 from kcompile.passes.propagate import propagate
+from kcompile.runtime.inputs import Inputs
 from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.outputs import Outputs
 from kcompile.runtime.scheduler import patch_regions
 from tests.fuzz.build import Network, captured
 from tests.fuzz.description import Graph
@@ -67,7 +69,10 @@ def compiled(model: Network, taken: Captured) -> IncrementalModule:
     done = compile_captured(taken, graph.shape, graph.patch)
     graphs = (done.materialize, done.front, done.tail)
     like = torch.empty(0, dtype=torch.float64)
-    return IncrementalModule(model, done.plan, graphs, done.outputs, done.out_spec, done.activations, like)
+    example = Example.of(like)
+    inputs = Inputs.of(example.leaves, example.spec, example.image, example.batched)
+    outputs = Outputs(done.outputs, done.out_spec, done.activations)
+    return IncrementalModule(model, done.plan, graphs, inputs, outputs, like)
 
 
 def some_positions(graph: Graph) -> IntArray:

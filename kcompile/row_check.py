@@ -1,0 +1,67 @@
+"""A model whose rows influence one another can't be compiled: a patched copy could not be inferred by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from kcompile.core.errors import InputError, ModelModeError
+from kcompile.passes.capture import Example
+
+
+def check_rows(model: nn.Module, example: Example) -> None:
+    """Refuse models in which one row of a batch changes another: NaN in one row must leave the other clean."""
+    for bad in (0, 1):
+        probe = example.images.clone()
+        probe[bad] = float("nan")
+        try:
+            with torch.no_grad():
+                leaves = tree_leaves(_call(model, example, probe))
+        except Exception:  # capture says where a model looks at its values, unless it doesn't run at all
+            _check_runs(model, example)
+            return
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                continue
+            if leaf.dim() and len(leaf) == 2:
+                if bool(leaf[1 - bad].isnan().any()) and _rows_mix(model, example, 1 - bad):
+                    raise ModelModeError(
+                        "one row of a batch changes another (batch statistics, a norm over the batch, …): "
+                        "patched copies cannot be inferred apart from each other"
+                    )
+            elif bool(leaf.isnan().any()):
+                raise ModelModeError(
+                    f"an output of shape {tuple(leaf.shape)} depends on the images, but has no row for each of them"
+                )
+
+
+@torch.no_grad()
+def _rows_mix(model: nn.Module, example: Example, row: int) -> bool:
+    """True if finite changes of the other row change one, too: kernels may let NaN alone leak (0 * NaN)."""
+    outputs = []
+    for factor in (1.0, 3.0):
+        probe = example.images.clone()
+        probe[1 - row] = probe[1 - row].flip(-1) * factor + (factor - 1.0)
+        leaves = tree_leaves(_call(model, example, probe))
+        floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        outputs.append(torch.cat([leaf[row].double().reshape(-1) for leaf in floats if leaf.dim() and len(leaf) == 2]))
+    one, other = outputs
+    close = torch.isclose(one, other, rtol=1e-5, atol=1e-6 * float(one.nan_to_num().abs().max()), equal_nan=True)
+    return not bool(close.all())
+
+
+@torch.no_grad()
+def _check_runs(model: nn.Module, example: Example) -> None:
+    try:
+        _call(model, example, example.images)
+    except Exception as error:
+        shape = tuple(example.images.shape[1:])
+        raise InputError(f"the model does not run on images of shape {shape}: {error}") from error
+
+
+def _call(model: nn.Module, example: Example, images: Tensor) -> Any:
+    args, kwargs = example.with_images(images).call
+    return model(*args, **kwargs)

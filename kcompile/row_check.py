@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 from torch.utils._pytree import tree_leaves
 
 from kcompile.core.errors import InputError, ModelModeError
@@ -64,4 +66,8 @@ def _check_runs(model: nn.Module, example: Example) -> None:
 
 def _call(model: nn.Module, example: Example, images: Tensor) -> Any:
     args, kwargs = example.with_images(images).call
-    return model(*args, **kwargs)
+    output = model(*args, **kwargs)
+    while unknown := {type(leaf) for leaf in tree_leaves(output) if is_dataclass(leaf)}:
+        for kind in unknown:  # so that PyTorch sees what is in them; its own list of such classes is global
+            register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ from tests.support.networks import Call, Residual, concat, conv, conv_bn_relu, p
 
 Pair = namedtuple("Pair", ["scores", "features"])
 
+
+@dataclass(frozen=True)
+class Found:
+    """A model's own class."""
+
+    scores: Tensor
+    maps: tuple[Tensor, ...]
+    loss: Tensor | None = None
+
+
 STRUCTURES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "dict": lambda y, s: {"out": s, "aux": y},
     "ordered dict": lambda y, s: OrderedDict(out=s, map=y),
@@ -26,6 +37,8 @@ STRUCTURES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "tuple of one": lambda y, s: (s,),
     "list": lambda y, s: [s, y.flatten(1)],
     "named tuple": lambda y, s: Pair(s, y),
+    "dataclass": lambda y, s: Found(s, (y, s)),
+    "dataclass inside": lambda y, s: {"found": [Found(s, ())]},
     "nested": lambda y, s: {"a": (s, [y, {"b": s.softmax(1)}])},
     "None inside": lambda y, s: {"out": s, "loss": None},
     "constants inside": lambda y, s: (3, s, "name", 0.5, True),

@@ -22,7 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 FULL_BATCH = 16
 FULL_MACS_PER_OP = 1e6  # host time of one op of full inference, about 20 us
 CLEAR = 0.6  # an estimated ratio below this, or above its inverse, is believed
-WORTH_TIMING = 128  # queries
+WORTH_TIMING = 48  # queries
+UNMEASURED = 0.85  # what is gained by less than this is not worth the risk that the estimate is wrong
 
 
 class Way(StrEnum):
@@ -87,7 +88,7 @@ class Choice:
             return Way.FULL
         if not self.rates and len(queries) >= WORTH_TIMING and batches > 2:
             return Way.TIMED
-        faster = ours * self.rates.get(Way.INCREMENTAL, 1.0) <= theirs * self.rates.get(Way.FULL, 1.0)
+        faster = ours * self.rates.get(Way.INCREMENTAL, 1.0) <= theirs * self.rates.get(Way.FULL, UNMEASURED)
         return Way.INCREMENTAL if faster else Way.FULL
 
 

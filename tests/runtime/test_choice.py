@@ -98,6 +98,14 @@ def test_close_estimates_are_timed_once(inc: IncrementalModule, monkeypatch: pyt
     assert Way.TIMED not in _ways(inc, monkeypatch, 300)
 
 
+def test_small_gains_are_taken_only_if_measured(inc: IncrementalModule) -> None:
+    made = inc.executor().choice
+    half = np.full(2, made.full(2) * 0.9 / 2)  # 10 % less, by estimate
+    assert made.way(half, 0) is Way.FULL
+    made.rates.update({Way.INCREMENTAL: 1.0, Way.FULL: 1.0})
+    assert made.way(half, 0) is Way.INCREMENTAL
+
+
 def test_few_queries_of_a_small_map_run_in_full(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
     inc.materialize(torch.randn(WIDE))
     assert _ways(inc, monkeypatch, 1) == [Way.FULL]

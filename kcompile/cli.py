@@ -29,7 +29,9 @@ class ScoreName(StrEnum):
     LOGIT = "logit"
 
 
-Image = Annotated[Path, typer.Argument(help="Picture to explain: any format that PIL reads.", metavar="IMAGE")]
+Images = Annotated[
+    list[Path], typer.Argument(help="Picture to explain, or several: any format that PIL reads.", metavar="IMAGE")
+]
 MaybeImage = Annotated[
     Path | None, typer.Argument(help="Picture to check with; noise if none is given.", metavar="[IMAGE]")
 ]
@@ -49,7 +51,12 @@ Size = Annotated[
     int | None, typer.Option("--size", help="Side of the model's image, pixels. By default the model's usual.")
 ]
 Patch = Annotated[str, typer.Option("--patch", "-p", help="Patch in pixels: one number, or height,width.")]
-Stride = Annotated[str, typer.Option("--stride", "-s", help="Step between positions in pixels, or rows,cols.")]
+Stride = Annotated[
+    str | None, typer.Option("--stride", "-s", help="Step between positions in pixels, or rows,cols. By default 4.")
+]
+Overlap = Annotated[
+    float | None, typer.Option("--overlap", help="Instead of a stride: share of the patch, 0 to 1, that windows share.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads. By default all cores.")]
 
 
@@ -70,15 +77,21 @@ def main(
 
 @app.command()
 def explain(
-    image: Image,
+    images: Images,
     model: Model = "resnet18",
     weights: Weights = "DEFAULT",
     num_classes: Classes = None,
     size: Size = None,
     patch: Patch = "16",
-    stride: Stride = "4",
+    stride: Stride = None,
+    overlap: Overlap = None,
     value: Annotated[
-        str, typer.Option("--value", help="What the patch shows, in model units: a number, one per channel, or mean.")
+        str,
+        typer.Option(
+            "--value",
+            help="What the patch shows: a number in model units, or one per channel; mean (of the picture), patch-mean "
+            "(of the covered pixels), blur or blur:SIGMA (pixels), noise or noise:SEED.",
+        ),
     ] = "0",
     target: Annotated[
         str | None,
@@ -88,22 +101,25 @@ def explain(
     roi: Annotated[
         str | None, typer.Option("--roi", help="top,left,bottom,right in pixels: patches stay inside.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Overlay, PNG.")] = Path("heat.png"),
-    npz: Annotated[Path | None, typer.Option("--npz", help="All scores, NPZ; default: beside the picture.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Overlay, PNG; of several pictures a folder. By default heat.png, or heat."),
+    ] = None,
+    npz: Annotated[Path | None, typer.Option("--npz", help="All scores, NPZ. By default beside the overlay.")] = None,
     compare: Annotated[
         int, typer.Option("--compare", min=0, help="Check so many positions against full inference, and time it.")
     ] = 0,
     threads: Threads = None,
 ) -> None:
-    """Explain one prediction: slide a patch over the picture and record the score at every position."""
+    """Explain a prediction: slide a patch over the picture and record the score at every position."""
     with _readable_errors(threads):
         from kcompile.explain import Request, run
 
         request = Request(
-            image=image, model=model, weights=weights, num_classes=num_classes, size=size,
-            patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2), value=value, target=target,
-            score=score.value, roi=_numbers("roi", roi, 4) if roi else None, out=out,
-            npz=npz or out.with_suffix(".npz"), compare=compare,
+            images=tuple(images), model=model, weights=weights, num_classes=num_classes, size=size,
+            patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2) if stride else None,
+            overlap=overlap, value=value, target=target, score=score.value,
+            roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
 

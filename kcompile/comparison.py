@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kcompile.fills import Source
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scoring import Score, scores, select
@@ -31,9 +33,9 @@ class FullInference(NamedTuple):
 def infer_in_full(
     inc: IncrementalModule,
     image: Tensor,
-    fill: Tensor,
+    fill: Source,
     positions: npt.NDArray[np.int64],
-    patch_shape: tuple[int, int],
+    patch_shape: Sequence[int],
     *,
     score: Score = "probability",
     batch: int = BATCH,
@@ -44,7 +46,7 @@ def infer_in_full(
     Args:
         inc: What `incrementalize` returned; a copy of its plain model runs.
         image: [C, H, W] in the model's units.
-        fill: [C], what the patch shows.
+        fill: What the patch shows: [C], [C, h, w], or a function from positions [n, 2] to [n, C, h, w].
         positions: [N, 2], (row, col) of the patch's top-left corner, inside the image.
         patch_shape: (height, width) in pixels.
         score: As for `kcompile.occlusion`.
@@ -96,8 +98,10 @@ def spread(heat: Heatmap, count: int) -> tuple[npt.NDArray[np.int64], FloatArray
     return positions[chosen], values[chosen]
 
 
-def _copies(image: Tensor, fill: Tensor, positions: npt.NDArray[np.int64], patch_shape: tuple[int, int]) -> Tensor:
+def _copies(image: Tensor, fill: Source, positions: npt.NDArray[np.int64], patch_shape: Sequence[int]) -> Tensor:
     copies = image.expand(len(positions), *image.shape).contiguous(memory_format=torch.channels_last)
-    for patched, (row, col) in zip(copies, positions.tolist(), strict=True):
-        patched[:, row : row + patch_shape[0], col : col + patch_shape[1]] = fill[:, None, None]
+    patches = fill if isinstance(fill, Tensor) else fill(positions)
+    shown = (patches[:, None, None] if patches.dim() == 1 else patches).expand(len(copies), len(image), *patch_shape)
+    for patched, patch, (row, col) in zip(copies, shown, positions.tolist(), strict=True):
+        patched[:, row : row + patch_shape[0], col : col + patch_shape[1]] = patch
     return copies

@@ -1,4 +1,4 @@
-"""`kcompile explain`: one picture, one model, one map, with what is printed and written."""
+"""`kcompile explain`: pictures, one model, a map of each, with what is printed and written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import typer
 from torch import Tensor
 
@@ -16,7 +15,8 @@ from kcompile.api import incrementalize
 from kcompile.comparison import infer_in_full, judge, spread
 from kcompile.core.errors import InputError
 from kcompile.experiment import occlusion
-from kcompile.grid import grid
+from kcompile.fills import Blur, Fill, Noise, as_fill
+from kcompile.grid import grid, steps
 from kcompile.heatmap import Heatmap
 from kcompile.loading import LoadedModel, load_model
 from kcompile.pictures import read_picture
@@ -27,52 +27,65 @@ from kcompile.runtime.module import IncrementalModule
 class Request:
     """The options of the command, see `kcompile explain --help`."""
 
-    image: Path
+    images: tuple[Path, ...]
     model: str
     weights: str
     num_classes: int | None
     size: int | None
     patch: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] | None
+    overlap: float | None
     value: str
     target: str | None
     score: str
     roi: tuple[int, ...] | None
-    out: Path
-    npz: Path
+    out: Path | None
+    npz: Path | None
     compare: int
 
 
+@dataclass(frozen=True)
+class Files:
+    """One picture and what is written for it: the overlay and all scores."""
+
+    image: Path
+    out: Path
+    npz: Path
+
+
 def run(request: Request, progress: bool) -> int:
-    """Make the map, print the findings, write the files.
+    """Make the maps, print the findings, write the files.
 
     Returns:
-        The exit code: 0, 1 if the comparison failed or proves nothing, 130 after Ctrl-C.
+        The exit code: 0, 1 if a comparison failed or proves nothing, 130 after Ctrl-C.
 
     Raises:
         KCompileError: Bad options, picture or model.
     """
-    _check_files(request)
+    files = plan_files(request)
     loaded = load_model(request.model, request.weights, size=request.size, num_classes=request.num_classes)
     target = class_number(request.target, loaded.categories)
-    picture, image = loaded.prepare(read_picture(request.image, loaded.channels))
-    fill = fill_value(request.value, image)
-    roi = None if request.roi is None else (request.roi[0], request.roi[1], request.roi[2], request.roi[3])
+    pictures = [loaded.prepare(read_picture(one.image, loaded.channels)) for one in files]  # a bad one is told now
     start = time.perf_counter()
     inc = incrementalize(loaded.model, loaded.input_shape, request.patch)
     compiled = time.perf_counter() - start
-    grid(
-        loaded.input_shape[1:], inc.plan.patch_shape, request.stride, roi
-    )  # a bad roi is told before anything is shown
+    patch, shape = inc.plan.patch_shape, loaded.input_shape
+    fill, step = fill_of(request.value, shape, patch), steps(request.stride, request.overlap, patch)
+    grid(shape[1:], patch, step, request.roi)  # so is a bad roi
     _line("model", f"{request.model}, {loaded.weights}, compiled in {compiled:.1f} s")
-    _line("picture", f"{request.image.name}: {loaded.preprocessing}")
-    heat = occlusion(
-        inc, image, stride=request.stride, value=fill, target=target, roi=roi, score=request.score, progress=progress
-    )
-    _show(heat, loaded, request)
-    same = not request.compare or _compare(inc, heat, image, fill, request)
-    _write(heat, picture, loaded, request)
-    return 130 if not heat.complete else 0 if same else 1
+    code = 0
+    for one, (picture, image) in zip(files, pictures, strict=True):
+        _line("picture", f"{one.image.name}: {loaded.preprocessing}")
+        heat: Heatmap = occlusion(
+            inc, image, stride=step, value=fill, target=target, roi=request.roi, score=request.score, progress=progress
+        )
+        _show(heat, step, loaded, request)
+        same = not request.compare or _compare(inc, heat, image, fill, request)
+        _write(heat, picture, loaded, one)
+        if not heat.complete:
+            return 130
+        code = code if same else 1
+    return code
 
 
 def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:
@@ -91,43 +104,74 @@ def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:
     raise InputError(f"there is no class {target!r}: {hint}")
 
 
-def fill_value(text: str, image: Tensor) -> Tensor:
-    """What the patch shows, [C] in model units: "mean", one number, or one per channel with commas between them.
+def fill_of(text: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> Fill:
+    """What the patch shows: mean, patch-mean, blur[:sigma], noise[:seed], or numbers in model units, one per channel.
 
     Raises:
         InputError: Anything else.
     """
-    channels = image.shape[0]
-    if text == "mean":
-        return image.mean(dim=(1, 2))
+    name, colon, number = text.partition(":")
     try:
+        if name == "blur" and colon:
+            return Blur(float(number))
+        if name == "noise" and colon:
+            return Noise(int(number))
+        if text in ("mean", "patch-mean", "blur", "noise"):
+            return as_fill(text, shape, patch)
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, channels):
-        raise InputError(f"--value is {text!r}; allowed are mean, one number, or {channels} with commas between them")
-    return torch.tensor(values).expand(channels)
+    if len(values) not in (1, shape[0]):
+        raise InputError(
+            f"--value is {text!r}; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, "
+            f"or {shape[0]} with commas between them"
+        )
+    return as_fill(values, shape, patch)
 
 
-def _check_files(request: Request) -> None:
-    """Refuse before the work what would fail after it."""
-    for path, option, suffix in ((request.out, "--out", ".png"), (request.npz, "--npz", ".npz")):
-        if path.suffix.lower() != suffix:
-            raise InputError(f"{option} is {path}; allowed is a name that ends in {suffix}")
-        if path.resolve() == request.image.resolve():
-            raise InputError(f"{option} is {path}, the picture itself, which would be overwritten")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"can't make the folder of {path}: {error.strerror}") from error
-        if path.is_dir():
-            raise InputError(f"{option} is {path}, a folder")
+def plan_files(request: Request) -> list[Files]:
+    """What is written for each picture; refuse before the work what would fail after it.
+
+    Of one picture the map goes to ``--out`` and ``--npz``, of several into the folder ``--out``, under their names.
+
+    Raises:
+        InputError: Names that can't be written, or that are those of a picture or of each other.
+    """
+    if len(request.images) == 1:
+        out = request.out or Path("heat.png")
+        files = [Files(request.images[0], out, request.npz or out.with_suffix(".npz"))]
+    else:
+        folder = request.out or Path("heat")
+        if request.npz is not None or folder.suffix:
+            given = f"--out is {folder}" if request.npz is None else f"--npz is {request.npz}"
+            raise InputError(f"{given}; of several pictures the maps go into one folder, --out, under their names")
+        files = [Files(path, folder / f"{path.stem}.png", folder / f"{path.stem}.npz") for path in request.images]
+        names = [one.image.stem for one in files]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"two pictures are called {twice[0]}: their maps would be one file")
+    for one in files:
+        _check_file(one.out, "--out", ".png", request.images)
+        _check_file(one.npz, "--npz", ".npz", request.images)
+    return files
 
 
-def _show(heat: Heatmap, loaded: LoadedModel, request: Request) -> None:
+def _check_file(path: Path, option: str, suffix: str, images: tuple[Path, ...]) -> None:
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{option} is {path}; allowed is a name that ends in {suffix}")
+    if path.resolve() in [image.resolve() for image in images]:
+        raise InputError(f"{option} is {path}, the picture itself, which would be overwritten")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't make the folder of {path}: {error.strerror}") from error
+    if path.is_dir():
+        raise InputError(f"{option} is {path}, a folder")
+
+
+def _show(heat: Heatmap, step: tuple[int, ...], loaded: LoadedModel, request: Request) -> None:
     rows, cols = heat.scores.shape
     done = int(np.isfinite(heat.scores).sum())
-    patch, stride = ("x".join(map(str, size)) for size in (heat.patch_shape, request.stride))
+    patch, stride = ("x".join(map(str, size)) for size in (heat.patch_shape, step))
     _line("prediction", f"{loaded.name(heat.target)}, {request.score} {heat.base_score:.4f}")
     _line("positions", f"{rows * cols} ({rows} rows, {cols} columns), patch {patch}, stride {stride}")
     _line("seconds", f"{heat.seconds:.2f}, or {1e3 * heat.seconds / max(done, 1):.1f} ms per position")
@@ -135,12 +179,13 @@ def _show(heat: Heatmap, loaded: LoadedModel, request: Request) -> None:
         _line("interrupted", f"{done} of {rows * cols} positions are done; the map is partial")
 
 
-def _compare(inc: IncrementalModule, heat: Heatmap, image: Tensor, fill: Tensor, request: Request) -> bool:
+def _compare(inc: IncrementalModule, heat: Heatmap, image: Tensor, fill: Fill, request: Request) -> bool:
     """Hold some positions against full inference; true if they agree, and the patches matter."""
     positions, quick = spread(heat, request.compare)
     if not len(positions):
         return True
-    full = infer_in_full(inc, image, fill, positions, (heat.patch_shape[0], heat.patch_shape[1]), score=request.score)
+    patches = fill.source(image, heat.patch_shape)
+    full = infer_in_full(inc, image, patches, positions, heat.patch_shape, score=request.score)
     found = judge(quick, full.scores, heat.base_scores)
     each, whole = full.seconds / len(positions), heat.seconds / max(int(np.isfinite(heat.scores).sum()), 1)
     _line("compare", f"{found.word}: {len(positions)} positions against full inference")
@@ -151,14 +196,14 @@ def _compare(inc: IncrementalModule, heat: Heatmap, image: Tensor, fill: Tensor,
     return found.word == "equal"
 
 
-def _write(heat: Heatmap, picture: Tensor, loaded: LoadedModel, request: Request) -> None:
-    title = f"{loaded.name(heat.target)}: {request.score} {heat.base_score:.3g}"
+def _write(heat: Heatmap, picture: Tensor, loaded: LoadedModel, files: Files) -> None:
+    title = f"{loaded.name(heat.target)}: {heat.score} {heat.base_score:.3g}"
     try:
-        heat.plot(picture, path=request.out, title=title)
-        heat.save(request.npz)
+        heat.plot(picture, path=files.out, title=title)
+        heat.save(files.npz)
     except OSError as error:
         raise InputError(f"can't write the map: {error}") from error
-    _line("wrote", f"{request.out} and {request.npz}")
+    _line("wrote", f"{files.out} and {files.npz}")
 
 
 def _line(name: str, text: str) -> None:

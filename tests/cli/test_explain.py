@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from examples.lesions.network import load_pretrained, preprocess
-from kcompile import Heatmap, IncrementalModule
+from kcompile import Blur, Heatmap, IncrementalModule, Noise, occlusion
+from kcompile.cli import app
 from tests.cli.conftest import LESIONS, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,61 @@ def test_what_is_printed(run: Run, picture: Path, tmp_path: Path) -> None:
     assert lines["compare"].startswith("equal: 5 positions against full inference")
     assert "largest difference" in result.stdout
     assert lines["wrote"] == f"{tmp_path / 'heat.png'} and {tmp_path / 'heat.npz'}"
+
+
+@pytest.mark.parametrize("value", ["mean", "patch-mean", "blur", "blur:2.5", "noise", "noise:8"])
+def test_fills(value: str, run: Run, picture: Path, tmp_path: Path) -> None:
+    """The map is that of the same fill in Python, and the comparison makes the same patches."""
+    result = run("explain", picture, *QUICK, "--value", value, "--compare", 6)
+    assert result.exit_code == 0, result.output
+    assert "equal: 6 positions" in result.stdout
+    with Image.open(picture) as file:
+        image = preprocess(np.asarray(file)[:, 8:72].transpose(2, 0, 1) / 255)
+    name, _, number = value.partition(":")
+    fill = name if not number else Blur(float(number)) if name == "blur" else Noise(int(number))
+    want = occlusion(load_pretrained(), image, stride=16, value=fill, score="logit")
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    np.testing.assert_allclose(heat.all_scores, want.all_scores, atol=1e-4 * np.abs(want.all_scores).max())
+    assert np.abs(heat.all_scores - heat.base_scores).max() > 1e-3 * np.abs(want.all_scores).max()
+
+
+def test_an_overlap_instead_of_a_stride(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run("explain", picture, "-m", LESIONS, "--size", 64, "--patch", "16,8", "--overlap", 0.25)
+    assert result.exit_code == 0, result.output
+    assert "patch 16x8, stride 12x6" in result.stdout
+    assert Heatmap.load(tmp_path / "heat.npz").scores.shape == (5, 10)
+
+
+def test_several_pictures(run: Run, picture: Path, tmp_path: Path) -> None:
+    """One compiled model, a map of each in one folder."""
+    with Image.open(picture) as file:
+        file.rotate(180).save(tmp_path / "turned.tif")
+    maps = tmp_path / "maps"
+    result = CliRunner().invoke(
+        app, ["explain", str(picture), str(tmp_path / "turned.tif"), *map(str, QUICK), "--out", str(maps)]
+    )
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in maps.iterdir()) == ["picture.npz", "picture.png", "turned.npz", "turned.png"]
+    assert result.stdout.count("compiled in") == 1
+    assert result.stdout.count("prediction") == 2
+    one, other = (Heatmap.load(maps / f"{name}.npz") for name in ("picture", "turned"))
+    assert np.abs(one.scores - other.scores).max() > 1e-2
+    run("explain", tmp_path / "turned.tif", *QUICK)
+    np.testing.assert_allclose(Heatmap.load(tmp_path / "heat.npz").scores, other.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "heat.png"], "error: --out is heat.png; of several pictures the maps go into one folder"),
+        (["--npz", "heat.npz"], "error: --npz is heat.npz; of several pictures the maps go into one folder"),
+        (["--out", "."], "error: two pictures are called picture: their maps would be one file"),
+    ],
+)
+def test_several_pictures_and_bad_names(options: list[str], message: str, picture: Path) -> None:
+    result = CliRunner().invoke(app, ["explain", str(picture), str(picture), *map(str, QUICK), *options])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(message)
 
 
 def test_a_torchvision_model_without_weights(run: Run, picture: Path, tmp_path: Path) -> None:
@@ -151,7 +208,15 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
         (["--roi", "0,0,64"], "--roi is '0,0,64'; allowed are 4 integers"),
         (["--target", "4"], "target is 4; the model has classes 0 … 3"),
         (["--target", "fluids"], "there is no class 'fluids': did you mean fluid?"),
-        (["--value", "1,2"], "--value is '1,2'; allowed are mean, one number, or 3 with commas"),
+        (
+            ["--value", "1,2"],
+            "--value is '1,2'; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, or 3",
+        ),
+        (["--value", "blur:wide"], "--value is 'blur:wide'; allowed are mean, patch-mean"),
+        (["--value", "blur:-1"], "sigma is -1.0; allowed are pixels above 0"),
+        (["--value", "noise:1.5"], "--value is 'noise:1.5'"),
+        (["--value", "mean:2"], "--value is 'mean:2'"),
+        (["--overlap", "0.5"], "stride is (16, 16) and overlap is 0.5; allowed is one of them"),
         (["--out", "heat.gif"], "--out is heat.gif; allowed is a name that ends in .png"),
         (["--npz", "heat"], "--npz is heat; allowed is a name that ends in .npz"),
         (["--weights", "nowhere.pt"], "there is no file of weights nowhere.pt"),

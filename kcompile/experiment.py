@@ -131,7 +131,7 @@ class Experiment:
 
     def base(self, image: Tensor) -> FloatArray:
         """Make an image the base; its scores [K]."""
-        row: FloatArray = self._scores(self.inc.materialize(image))[0]
+        row: FloatArray = self._scores(self.inc.materialize(image), 1)[0]
         return row
 
     def stream(self, image: Tensor) -> Iterator[tuple[IntArray, FloatArray]]:
@@ -139,7 +139,7 @@ class Experiment:
         flat = self.positions.reshape(-1, self.positions.shape[-1])
         for part, patches in chunks(self.fill.source(image, self.patch), flat, image, self.patch):
             for rows, outputs, _ in self.inc.stream_patches(patches, flat[part]):
-                yield part.start + rows, self._scores(self.inc.restore(outputs))
+                yield part.start + rows, self._scores(self.inc.restore(outputs), len(rows))
 
     def _scan(self, image: Tensor, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
         """Scores [N, K] of all positions, NaN where not computed, and whether to stop here."""
@@ -155,8 +155,8 @@ class Experiment:
             return values, True
         return values, False
 
-    def _scores(self, outputs: Any) -> FloatArray:
-        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output))
+    def _scores(self, outputs: Any, rows: int) -> FloatArray:
+        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows)
         array: FloatArray = found.detach().float().cpu().numpy()
         return array
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -54,15 +55,15 @@ class Heatmap:
 
     @property
     def complete(self) -> bool:
-        """False if the experiment was interrupted: the missing scores are NaN."""
+        """False if scores are NaN: those that an interrupted experiment lacks (or a model's own)."""
         return not bool(np.isnan(self.all_scores).any())
 
     def retarget(self, target: int) -> Heatmap:
         """The map of another class, without a rerun."""
-        if not 0 <= target < self.all_scores.shape[-1]:
+        if not isinstance(target, Integral) or not 0 <= int(target) < self.all_scores.shape[-1]:
             raise InputError(f"target is {target}; allowed are 0 … {self.all_scores.shape[-1] - 1}")
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Heatmap(**{**fields, "target": target})
+        return Heatmap(**{**fields, "target": int(target)})
 
     def attribution(self) -> FloatArray:
         """[H, W]: base minus occluded score, averaged over the windows that cover a pixel; NaN where none does."""

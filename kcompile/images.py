@@ -41,7 +41,7 @@ def _rank(image: Any, model: nn.Module, patch_shape: int | Sequence[int] | None)
     """Dimensions of an image without batch."""
     if isinstance(model, IncrementalModule):
         return len(model.plan.input_shape)
-    if isinstance(patch_shape, Sequence):
+    if patch_shape is not None and hasattr(patch_shape, "__len__"):
         return len(patch_shape) + 1
     one = image[0] if isinstance(image, (list, tuple)) and len(image) else image
     return 4 if isinstance(one, Tensor) and one.dim() == 5 else 3

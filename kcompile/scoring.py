@@ -48,7 +48,7 @@ def _names(output: Any) -> str:
     return f"{len(output)} outputs" if isinstance(output, (list, tuple)) else type(output).__name__
 
 
-def scores(output: Any, score: Score, activation: str | None) -> Tensor:
+def scores(output: Any, score: Score, activation: str | None, rows: int | None = None) -> Tensor:
     """Scores [N, K] of N model outputs.
 
     Args:
@@ -57,14 +57,17 @@ def scores(output: Any, score: Score, activation: str | None) -> Tensor:
             "logit": the output itself (the log of a final softmax's result); or a function from the output to [N] or
             [N, K].
         activation: The model's own last op: "softmax", "log_softmax", "sigmoid" or None.
+        rows: N, if known: a user's function that returns another number of rows is then an error.
 
     Raises:
-        InputError: An unknown score, or an output that has no classes.
+        InputError: An unknown score, an output that has no classes, or a function that returns something else.
     """
     if callable(score):
         result = score(output)
         if not isinstance(result, Tensor) or result.dim() not in (1, 2):
             raise InputError("the score function must return a tensor [N] or [N, K]")
+        if rows is not None and len(result) != rows:
+            raise InputError(f"the score function returned {len(result)} rows for the outputs of {rows} images")
         return result.unsqueeze(1) if result.dim() == 1 else result
     if score not in ("probability", "logit"):
         raise InputError(f'score is {score!r}; allowed are "probability", "logit" or a function')

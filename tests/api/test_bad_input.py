@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kcompile
-from tests.support.equivalence import PATCH, SHAPE, compiled, noise, refused
+from tests.support.equivalence import PATCH, SHAPE, compiled, network, noise, refused
 from tests.support.networks import conv, ready
 
 
@@ -49,7 +49,13 @@ def inc() -> kcompile.IncrementalModule:
             "has type torch.uint8; the model computes in torch.float32 (scale pixels",
         ),
         (torch.zeros(*SHAPE, dtype=torch.float64), "has type torch.float64; the model computes in torch.float32"),
+        (torch.zeros(*SHAPE, dtype=torch.int64), "has type torch.int64"),
+        (torch.zeros(*SHAPE, dtype=torch.bool), "has type torch.bool"),
+        (torch.zeros(*SHAPE, dtype=torch.complex64), "has type torch.complex64"),
+        (torch.zeros(*SHAPE, dtype=torch.float16), "has type torch.float16; the model computes in torch.float32"),
         (torch.zeros(*SHAPE, device="meta"), "is on meta; the module is on cpu"),
+        (None, "must be a torch.Tensor, got NoneType"),
+        ("scan.png", "must be a torch.Tensor, got str"),
     ],
 )
 def test_images(inc: kcompile.IncrementalModule, image: Any, message: str) -> None:
@@ -177,6 +183,9 @@ def test_no_base() -> None:
         ({"score": "chance"}, 'score is \'chance\'; allowed are "probability", "logit" or a function'),
         ({"score": lambda y: 3}, "the score function must return a tensor [N] or [N, K]"),
         ({"score": lambda y: y.sum()}, "the score function must return a tensor [N] or [N, K]"),
+        ({"score": lambda y: y[:1]}, "the score function returned 1 rows for the outputs of "),
+        ({"score": lambda y: y.mean(0)}, "the score function returned 5 rows for the outputs of 1 images"),
+        ({"score": lambda y: y[:, :, None]}, "the score function must return a tensor [N] or [N, K]"),
         ({"target": 5}, "target is 5; the model has classes 0 … 4"),
         ({"output": "aux"}, "output='aux' is not in the model's output"),
     ],
@@ -198,6 +207,56 @@ def test_occlusion_of_other_images(inc: kcompile.IncrementalModule, image: Any, 
     if not isinstance(image, Tensor) or image.dim() != 3:
         with pytest.raises(kcompile.InputError, match=r"the image (must be a tensor|has shape)|the model does not run"):
             kcompile.occlusion(inc.model, image, PATCH)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("scan.png", "the image must be a tensor [C, H, W], [1, C, H, W] or [B, C, H, W], got str"),
+        (torch.zeros(30, 37, 3), "put the channels first, image.movedim(-1, -3)"),
+        (torch.zeros(*SHAPE, dtype=torch.uint8), "has type torch.uint8; the model computes in torch.float32 (scale"),
+        (torch.zeros(*SHAPE, device="meta"), "is on meta; the module is on cpu"),
+    ],
+)
+def test_occlusion_names_what_is_wrong_with_an_image(inc: kcompile.IncrementalModule, image: Any, message: str) -> None:
+    for value in (0.0, "patch-mean", "blur", "noise"):
+        with refused(kcompile.InputError, message):
+            kcompile.occlusion(inc, image, value=value)
+
+
+def test_occlusion_of_models_that_cannot_be_explained() -> None:
+    image = noise(SHAPE)
+    with refused(kcompile.InputError, "must be a torch.nn.Module, got function"):
+        kcompile.occlusion(lambda x: x, image, PATCH)  # type: ignore[arg-type]
+    with refused(kcompile.InputError, "the model does not run on images of shape (3, 30, 37)"):
+        kcompile.occlusion(conv(4, 2).eval(), image, PATCH)
+    with refused(kcompile.ModelModeError, "training mode", "call model.eval() first"):
+        kcompile.occlusion(network().train(), image, PATCH)
+    with refused(kcompile.InputError, "patch_shape is (31, 4); allowed are 1 … (30, 37) pixels"):
+        kcompile.occlusion(network().eval(), image, (31, 4))
+    inc = compiled()
+    inc.train()
+    with refused(kcompile.ModelModeError, "the module is in training mode", "call inc.eval()"):
+        kcompile.occlusion(inc, image)
+    inc.eval()
+    with torch.no_grad():
+        next(inc.model.parameters()).mul_(2.0)
+    with refused(kcompile.StaleWeightsError, "the model's weights changed after compilation: call inc.refresh()"):
+        kcompile.occlusion(inc, image)
+    inc.refresh()
+    assert kcompile.occlusion(inc, image).complete
+
+
+def test_weights_that_change_while_a_map_is_made() -> None:
+    """By the callback, say: the rest of the maps would be another model's."""
+    inc = compiled()
+
+    def change(progress: kcompile.Progress) -> None:
+        with torch.no_grad():
+            next(inc.model.parameters()).mul_(2.0)
+
+    with refused(kcompile.StaleWeightsError, "call inc.refresh()"):
+        kcompile.occlusion(inc, noise((2, *SHAPE)), callback=change)
 
 
 def test_occlusion_of_a_map() -> None:

@@ -8,12 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import kcompile
-from tests.support.equivalence import PATCH, SHAPE, network, refused
+from tests.support.equivalence import (
+    PATCH,
+    SHAPE,
+    assert_equivalent,
+    full_inference,
+    incremental,
+    network,
+    noise,
+    refused,
+)
 from tests.support.networks import Call, conv, ready
 
 
@@ -72,6 +82,26 @@ class Normalises(nn.Module):
 def test_rows_that_mix(model: nn.Module) -> None:
     with refused(kcompile.ModelModeError, "one row of a batch changes another"):
         kcompile.incrementalize(model.eval(), SHAPE, PATCH)
+
+
+def windows(x: Tensor, size: int = 5) -> Tensor:
+    """Attention within windows: the batch is folded with them, and unfolded again."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels, height // size, size, width // size, size).permute(0, 2, 4, 3, 5, 1)
+    tokens = parts.reshape(-1, size * size, channels)
+    mixed = torch.softmax(tokens @ tokens.transpose(1, 2), -1) @ tokens
+    parts = mixed.reshape(batch, height // size, width // size, size, size, channels)
+    return parts.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+
+
+def test_rows_folded_into_windows_do_not_mix(seed: int) -> None:
+    shape = (3, 30, 35)
+    inc = incremental(ready(nn.Sequential(conv(3, 4), Call(windows), conv(4, 2)), shape, torch.float32), shape, PATCH)
+    image, patches = noise(shape), noise((4, 3, *PATCH), size=3.0)
+    positions = np.random.default_rng(seed).integers(0, 20, (4, 2))
+    before = inc.materialize(image)
+    full = full_inference(inc.model, image[None], patches, positions)
+    assert_equivalent(inc.forward_patches(patches, positions), full, before)
 
 
 USER_CODE = """

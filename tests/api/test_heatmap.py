@@ -63,7 +63,7 @@ def test_retarget(seed: int) -> None:
     assert np.array_equal(other.scores, heat.all_scores[..., 2])
     assert other.base_score == heat.base_scores[2]
     assert np.allclose(other.attribution(), slow_attribution(other), equal_nan=True)
-    for target in (-1, 3):
+    for target in (-1, 3, 1.5):
         with pytest.raises(kcompile.InputError, match=rf"target is {target}; allowed are 0 … 2"):
             heat.retarget(target)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kcompile.api import incrementalize, per_axis
 from kcompile.core.interval import IntArray
-from kcompile.fills import Fill, as_fill, chunks
+from kcompile.fills import Fill, as_fill, parts
 from kcompile.grid import grid as grid
 from kcompile.grid import patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
@@ -137,9 +137,12 @@ class Experiment:
     def stream(self, image: Tensor) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] of the positions, group by group, with their indices; ``image`` is the base."""
         flat = self.positions.reshape(-1, self.positions.shape[-1])
-        for part, patches in chunks(self.fill.source(image, self.patch), flat, image, self.patch):
+        source = self.fill.source(image, self.patch)
+        for part in parts(source, self.count, image, self.patch):
+            patches = source if isinstance(source, Tensor) else source(flat[part])
             for rows, outputs, _ in self.inc.stream_patches(patches, flat[part]):
                 yield part.start + rows, self._scores(self.inc.restore(outputs), len(rows))
+            del patches  # before the next part's are made
 
     def _scan(self, image: Tensor, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
         """Scores [N, K] of all positions, NaN where not computed, and whether to stop here."""

@@ -170,15 +170,12 @@ def allowed(shape: Sequence[int], sizes: Sequence[int]) -> str:
     )
 
 
-def chunks(source: Source, positions: IntArray, image: Tensor, sizes: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-    """All positions [N, axes], a part at a time so that patches take at most 64 MB: which part, and its patches."""
-    if isinstance(source, Tensor):
-        yield slice(0, len(positions)), source
-        return
-    at_once = max(1, CHUNK_BYTES // (len(image) * prod(sizes) * image.element_size()))
-    for first in range(0, len(positions), at_once):
-        part = slice(first, min(first + at_once, len(positions)))
-        yield part, source(positions[part])
+def parts(source: Source, count: int, image: Tensor, sizes: Sequence[int]) -> Iterator[slice]:
+    """Split ``count`` positions so that the patches of a part, if they differ by position, take at most 64 MB."""
+    each = len(image) * prod(sizes) * image.element_size()
+    at_once = max(1, count if isinstance(source, Tensor) else CHUNK_BYTES // each)
+    for first in range(0, count, at_once):
+        yield slice(first, min(first + at_once, count))
 
 
 def windows(image: Tensor, positions: IntArray, sizes: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -76,13 +77,20 @@ def test_patches_are_made_a_part_at_a_time(value: Any, seed: int, monkeypatch: p
     model, image = network(), tinted()
     inc = incremental(model, SHAPE, PATCH)
     whole = kcompile.occlusion(inc, image, stride=2, value=value)
-    stream, held = inc.stream_patches, []
+    stream, held, alive = inc.stream_patches, [], []
+    windows = fills.windows
 
     def watched(patches: Tensor, positions: Any, **rest: Any) -> Any:
         held.append((len(positions), patches.numel() * 4))
-        return stream(patches, positions, **rest)
+        alive.append(weakref.ref(patches))
+        yield from stream(patches, positions, **rest)
+
+    def made(*args: Any) -> Tensor:
+        assert all(ref() is None for ref in alive), "the patches of the part before are still held"
+        return windows(*args)
 
     monkeypatch.setattr(inc, "stream_patches", watched)
+    monkeypatch.setattr(fills, "windows", made)
     assert whole.scores.size == 90
     for limit, sizes in ((7 * 3 * 6 * 5 * 4, [7] * 12 + [6]), (1, [1] * 90), (1 << 30, [90])):
         held.clear()

@@ -12,8 +12,8 @@ from kcompile.core.errors import InputError
 from kcompile.core.plan import Placement
 from kcompile.core.region import Region
 from kcompile.example_call import example_batch
-from kcompile.experiment import grid
 from kcompile.extents import krypton_extents, own_boxes
+from kcompile.grid import grid
 from kcompile.passes.canonicalize import PASSES
 from kcompile.passes.capture import capture
 from kcompile.passes.infra import run_passes

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from kcompile.api import incrementalize, per_axis
 from kcompile.core.interval import IntArray
 from kcompile.fills import Fill, as_fill, parts
-from kcompile.grid import grid as grid
-from kcompile.grid import patch_within, steps
+from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images
 from kcompile.progress import Callback, Meter

@@ -25,6 +25,7 @@ from kcompile.runtime.outputs import Outputs, Regions
 from kcompile.runtime.queries import is_finite
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
+from kcompile.runtime.tracking import infer, modes
 from kcompile.runtime.two_boxes import TwoBoxes
 
 _GRAPHS = ("materializer", "front", "tail")
@@ -43,6 +44,7 @@ class IncrementalModule(nn.Module):
     """
 
     policy: Policy = "auto"
+    _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
     _like: Tensor
 
     def __init__(
@@ -67,11 +69,38 @@ class IncrementalModule(nn.Module):
         self._finite = True
         self._executor: Executor | None = None
         self._weights = Fingerprint(self.model)
+        self._modes = modes(self.model)
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the original model returns."""
-        return self.model(*args, **kwargs)
+        """What the original model returns.
+
+        Once there is a base (`materialize`, `track_base`), rows that differ from theirs only inside a box of the
+        compiled patch shape are inferred incrementally, those that equal it get its output, the others run in full. Row
+        i is compared with base i mod B. The original module runs where a call isn't plain inference: gradients of the
+        images, autocast, training mode, new forward hooks, changed weights, other shapes, types or arguments.
+        """
+        if self._store is None and not self._tracks:
+            return self.model(*args, **kwargs)
+        return infer(self, args, kwargs)
+
+    def track_base(self, enabled: bool = True) -> IncrementalModule:
+        """Let calls of the module set its base images, so that explainers written for a plain model gain unchanged.
+
+        A call of B rows becomes the base (B images) if none of its rows is recognised against the current one.
+
+        Args:
+            enabled: False keeps the base that there is; `drop_base` forgets it.
+
+        Returns:
+            The module itself.
+        """
+        self._tracks = enabled
+        return self
+
+    def drop_base(self) -> None:
+        """Forget the base images and what was kept of them."""
+        self._store, self.base_output, self._flat_base = None, None, []
 
     @torch.no_grad()
     def materialize(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,8 +134,9 @@ class IncrementalModule(nn.Module):
         self._store, flat, made = self._materialized(images.clone(), given.rows[1:])
         known = [*given.rows, *given.whole.values(), *made, *flat]
         self._finite = all(is_finite(value) for value in known if isinstance(value, Tensor))
-        self._flat_base = list(flat)
-        self.base_output = pytree.tree_unflatten(self._flat_base, self.outputs.spec)
+        # What is given away may be written to; rows that equal their base get copies of this.
+        self._flat_base = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
+        self.base_output = pytree.tree_unflatten(list(flat), self.outputs.spec)
         return self.base_output
 
     def _materialized(self, images: Tensor, others: tuple[Tensor, ...]) -> tuple[BaseStore, Any, list[Tensor]]:
@@ -265,7 +295,8 @@ class IncrementalModule(nn.Module):
         """Moves keep the plan, casts compile again (folded weights would keep the old rounding); bases are dropped."""
         current, dtype = self._weights.matches(self.model), self._like.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._store, self._executor, self.base_output, self._flat_base = None, None, None, []
+        self.drop_base()
+        self._executor = None
         if self._like.dtype != dtype and self.recompile is not None:
             self.refresh()
         elif current:

@@ -70,6 +70,7 @@ class IncrementalModule(nn.Module):
         self._executor: Executor | None = None
         self._weights = Fingerprint(self.model)
         self._modes = modes(self.model)
+        self._earlier: Tensor | None = None
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +88,8 @@ class IncrementalModule(nn.Module):
     def track_base(self, enabled: bool = True) -> IncrementalModule:
         """Let calls of the module set its base images, so that explainers written for a plain model gain unchanged.
 
-        A call of B rows becomes the base (B images) if none of its rows is recognised against the current one.
+        A call of B rows becomes the base (B images) if none of its rows is recognised against the current one or the
+        one before.
 
         Args:
             enabled: False keeps the base that there is; `drop_base` forgets it.
@@ -100,7 +102,7 @@ class IncrementalModule(nn.Module):
 
     def drop_base(self) -> None:
         """Forget the base images and what was kept of them."""
-        self._store, self.base_output, self._flat_base = None, None, []
+        self._store, self._earlier, self.base_output, self._flat_base = None, None, None, []
 
     @torch.no_grad()
     def materialize(self, *args: Any, **kwargs: Any) -> Any:
@@ -280,7 +282,13 @@ class IncrementalModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
-        dropped: dict[str, Any] = {"_executor": None, "_store": None, "base_output": None, "_flat_base": []}
+        dropped: dict[str, Any] = {
+            "_executor": None,
+            "_store": None,
+            "_earlier": None,
+            "base_output": None,
+            "_flat_base": [],
+        }
         notes = {part: take_notes(getattr(self, part)) for part in _GRAPHS}
         return {**self.__dict__, **dropped, "_notes": notes}
 

@@ -87,17 +87,32 @@ def _can_be_merged(entry: int | tuple[Any] | None) -> bool:
 
 def _tracked(inc: IncrementalModule, images: Tensor) -> list[Any] | None:
     """The flat outputs; None asks for the original model."""
-    store = inc._store
-    rows = None if store is None else recognise(images, store.images, inc.plan.patch_shape)
-    if store is not None and rows is not None and rows.recognised:
-        return _merged(inc, store, images, rows)
+    if inc._store is not None:
+        rows = recognise(images, inc._store.images, inc.plan.patch_shape)
+        if rows.recognised:
+            return _merged(inc, inc._store, images, rows)
     if not inc._tracks or not is_finite(images):
         return None
     try:
-        inc.materialize(images)
+        return _rebased(inc, images)
     except StaleWeightsError:  # written through `.data`, which only materialize notices
         inc.drop_base()
         return None
+
+
+def _rebased(inc: IncrementalModule, images: Tensor) -> list[Any] | None:
+    """Make a call's images the base, or return to the one before, if they are copies of that.
+
+    An explainer that changes more than a box in one call (a feature in two places) goes on with small changes of the
+    same image in the next.
+    """
+    current = None if inc._store is None else inc._store.images
+    if inc._earlier is not None and recognise(images, inc._earlier, inc.plan.patch_shape).recognised:
+        inc.materialize(inc._earlier)
+        inc._earlier = current
+        return _tracked(inc, images)
+    inc.materialize(images)
+    inc._earlier = current
     return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inc._flat_base]
 
 

@@ -79,9 +79,19 @@ def test_rows_are_told_apart_and_put_back_in_order(inc: kcompile.IncrementalModu
     # rows 0 … 7 against bases 0, 1, 0, 1, …: row 6 is compared with base 0
     assert same_as_model(inc, rows) == Rows(incremental=4, full=2)
     assert same_as_model(inc, images) == Rows()
-    assert same_as_model(inc, images.flip(0)) == Rows()  # not recognised: they are the new bases
-    assert same_as_model(inc, occluded(images, GRID[:1])) == Rows()  # and so these
-    assert same_as_model(inc, occluded(images, GRID[:1])[:1]) == Rows()
+    inc(images.flip(0))  # no row is recognised: the new bases
+    assert same_as_model(inc, torch.cat([images.flip(0), occluded(images.flip(0), GRID[:1])])).incremental == 2
+
+
+def test_a_larger_change_in_between(inc: kcompile.IncrementalModule) -> None:
+    """It becomes the base; small changes of the image before return to that one."""
+    image = noise((1, *SHAPE))
+    inc(image)
+    for _ in range(2):
+        assert same_as_model(inc, image * 1.5) == Rows()
+        assert same_as_model(inc, occluded(image, GRID[:3])) == Rows(incremental=3)
+    assert same_as_model(inc, occluded(image * 1.5, GRID[:3])) == Rows(incremental=3)
+    assert same_as_model(inc, occluded(image, GRID[:3])) == Rows(incremental=3)
 
 
 def test_materialize_alone_recognises_and_keeps_its_base(inc: kcompile.IncrementalModule) -> None:

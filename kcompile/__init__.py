@@ -57,11 +57,14 @@ _HOMES = {
         "kcompile.core.errors",
     ),
 }
+_MODULES = ("captum", "monai")  # classes with these libraries' signatures
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'kcompile' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

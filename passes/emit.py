@@ -97,6 +97,9 @@ class _Emitter(Windows):
             self.front[node] = self.resample(node, info, answer.weights)
             return
         args, kwargs = pytree.tree_map(swap, (node.args, dict(node.kwargs)), is_leaf=lambda x: isinstance(x, fx.Node))
+        if answer.summed:
+            self.front[node] = self.sum(args[0], node, info.rule)
+            return
         target: Any = _resolve(answer.op) if answer.op else node.target
         overrides = dict(answer.overrides)
         if answer.native:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 import kcompile.cuda_ops.schema  # noqa: F401  (defines torch.ops.kcompile)
 from kcompile.core.plan import Read
 from kcompile.passes.arrange import from_channels_first, to_channels_first
+from kcompile.passes.infra import aten
 from kcompile.passes.planning import Planned
 from kcompile.passes.propagate import NodeInfo, tensor_inputs
 from kcompile.passes.rules.registry import Weights
@@ -49,6 +50,14 @@ class Windows:
         )
         self.describe(new, node, info.rule)
         return from_channels_first(self.front_graph, new, info.axes, info.record.out.shape)
+
+    def sum(self, windows: Sequence[fx.Node], node: fx.Node, rule: str) -> fx.Node:
+        """Windows of which at most one is not 0 at any cell, as one."""
+        total = windows[0]
+        for window in windows[1:]:
+            total = self.front_graph.call_function(aten.add.Tensor, (total, window))
+            self.describe(total, node, rule)
+        return total
 
     def crop(self, new: fx.Node, node: fx.Node, info: NodeInfo, crop: Sequence[tuple[int, int]]) -> fx.Node:
         """Cut the box out of a result that is larger."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kcompile.core.axis_map import Identity
+from itertools import accumulate
+
+from kcompile.core.axis_map import Identity, Sliding
 from kcompile.passes.record import OpRecord
 from kcompile.passes.rules.registry import Refusal, Spatial, rule
 
@@ -20,13 +22,26 @@ def same_cells(record: OpRecord, axes: tuple[int, ...] | None = None) -> Spatial
 
 @rule("aten.cat.default")
 def concat(record: OpRecord) -> Spatial | Refusal:
-    """Along channels the region is the hull of all inputs' regions (Krypton section 3.3, eq. 22)."""
-    image = record.image
-    if record.param("dim", 0) % image.rank in {0, *image.axes}:
-        return Refusal("it joins tensors along another dimension than channels")
+    """Along channels the region is the hull of all inputs' regions (Krypton section 3.3, eq. 22).
+
+    Along an axis each input is a window that zeros surround, and what is joined is their sum.
+    """
+    image, dim = record.image, record.param("dim", 0) % record.image.rank
+    if dim == 0:
+        return Refusal("it joins tensors along the batch")
     if not all(spec.batched and spec.axes in ((), image.axes) for spec in record.inputs):
         return Refusal("it joins tensors that are laid out differently, or without batch")
-    return same_cells(record)
+    if dim not in image.axes:
+        return same_cells(record)
+    if len({spec.dtype for spec in record.inputs}) > 1:
+        return Refusal("it joins tensors of several types along an axis of the map")
+    assert record.out is not None
+    sizes = [spec.size(dim) for spec in record.inputs]
+    maps = []
+    for low, size in zip([0, *accumulate(sizes)], sizes, strict=False):
+        place = Sliding(1, 1, low, 1, size, record.out.size(dim))
+        maps.append(tuple(place if axis == dim else Identity(record.out.size(axis)) for axis in image.axes))
+    return Spatial(tuple(maps), summed=True)
 
 
 @rule("aten.slice_scatter.default")

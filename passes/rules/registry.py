@@ -45,6 +45,7 @@ class Spatial:
             result's first cell standing at ``start * stride - shift``.
         native: Padding per axis that the op adds itself where a box spans the whole axis: the window then leaves it
             out. Its ``padding`` argument is known only at run time.
+        summed: The windows are added up in place of the op: each input's is 0 wherever another input lies.
     """
 
     maps: tuple[tuple[AxisMap, ...] | None, ...]
@@ -55,6 +56,7 @@ class Spatial:
     weights: tuple[Weights | None, ...] | None = None
     crop: tuple[tuple[int, int], ...] | None = None
     native: tuple[int, ...] = ()
+    summed: bool = False
 
     @property
     def placed(self) -> bool:

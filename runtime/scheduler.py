@@ -147,14 +147,19 @@ def _merged_classes(extents: FloatArray, weights: FloatArray, overhead: float) -
     """One label per position; equal labels may share a batch. ``extents`` is [regions, axes, N]."""
     axes = [_AxisClasses(extents, weights, axis) for axis in range(extents.shape[1])]
     while True:
-        cells = len(np.unique(np.stack([axis.labels for axis in axes]), axis=1).T)
+        cells = np.count_nonzero(np.bincount(_joint(axes)))
         options = [(axis.best_merge(), i) for i, axis in enumerate(axes) if len(axis.counts) > 1]
         gains = [(cost - overhead * cells / len(axes[i].counts), i, pair) for (cost, pair), i in options]
         if not gains or min(gains)[0] >= 0:
             break
         _, i, pair = min(gains)
         axes[i].merge(*pair)
-    labels = np.zeros(extents.shape[2], dtype=np.int64)
+    return _joint(axes)
+
+
+def _joint(axes: Sequence[_AxisClasses]) -> IntArray:
+    """One label per position for its classes along all axes."""
+    labels = np.zeros_like(axes[0].labels)
     for axis in axes:
         labels = labels * len(axis.counts) + axis.labels
     return labels

@@ -94,7 +94,8 @@ def test_feature_ablation(inc: kcompile.IncrementalModule, per_eval: int) -> Non
     assert counted == Rows(incremental=2 * (len(mask.unique()) - 1), full=0 if per_eval == 1 else 2)
 
 
-def test_a_model_of_two_inputs_falls_back() -> None:
+@pytest.mark.parametrize("examples", [False, True], ids=["compiled for one", "compiled for both"])
+def test_a_model_of_two_inputs_falls_back(examples: bool) -> None:
     """Called with two tensors, the module is the original model."""
 
     class Two(nn.Module):
@@ -106,8 +107,12 @@ def test_a_model_of_two_inputs_falls_back() -> None:
             total = self.one(x) if y is None else self.one(x) + self.two(y)
             return total.relu().mean((2, 3))
 
-    inc = incremental(ready(Two(), SHAPE, torch.float32), SHAPE, PATCH)
-    inputs = (noise((2, *SHAPE)), noise((2, *SHAPE)))
+    model, inputs = ready(Two(), SHAPE, torch.float32), (noise((2, *SHAPE)), noise((2, *SHAPE)))
+    if examples:
+        inc = kcompile.incrementalize(model, patch_shape=PATCH, example_inputs=inputs)
+        inc.materialize(*inputs)
+    else:
+        inc = incremental(model, SHAPE, PATCH)
     options = {"sliding_window_shapes": (WINDOW, WINDOW), "strides": ((3, 6, 5), (3, 6, 5)), "target": 1}
     got, want, rows = both(Occlusion, inc, inputs, perturbations_per_eval=7, **options)
     for mine, theirs in zip(got, want, strict=True):

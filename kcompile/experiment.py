@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from kcompile.api import incrementalize, per_axis
 from kcompile.core.interval import IntArray
 from kcompile.fills import Fill, as_fill, parts
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
-from kcompile.images import as_images
+from kcompile.images import as_images, compiled
 from kcompile.progress import Callback, Meter
+from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scoring import Score, Targets, as_targets, scores, select, several
 
 
 def occlusion(
     model: nn.Module,
-    image: Tensor | Sequence[Tensor],
+    image: Any,
     patch_shape: int | Sequence[int] | None = None,
     *,
     stride: int | Sequence[int] | None = None,
@@ -42,7 +42,8 @@ def occlusion(
     Args:
         model: What `incrementalize` returned, or a plain model (which is then compiled first).
         image: [C, H, W] or [1, C, H, W], preprocessed as the model expects it; several as a list or [B, C, H, W]. One
-            axis or three are fine too: [C, *S], where sizes per axis have as many numbers.
+            axis or three are fine too: [C, *S], where sizes per axis have as many numbers. Of a model with several
+            inputs: a tuple or dict of all of them.
         patch_shape: Patch size in pixels; default: that of the compiled module, 16 for a plain model.
         stride: Distance between positions, in pixels; one number or (rows, cols). Default: 4.
         overlap: Instead of a stride: the share of the patch that neighbouring windows have in common, 0 <= overlap < 1.
@@ -65,8 +66,8 @@ def occlusion(
     Raises:
         InputError: Bad image, patch, stride, roi, value, target or score.
     """
-    images, alone = as_images(image, model, patch_shape)
-    inc = _compiled(model, images[0], patch_shape)
+    inc = compiled(model, image, patch_shape)
+    images, alone = as_images(image, inc)
     shape = inc.plan.input_shape
     patch = patch_within(patch_shape, inc.plan.patch_shape)
     positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
@@ -101,16 +102,16 @@ class Experiment:
         """Number of positions of one map."""
         return math.prod(self.positions.shape[:-1])
 
-    def run(self, images: Sequence[Tensor], target: Targets, meter: Meter) -> Iterator[Heatmap]:
+    def run(self, images: Sequence[Given], target: Targets, meter: Meter) -> Iterator[Heatmap]:
         """The map of each image, the last one partial after Ctrl-C or where the callback stops.
 
         Raises:
             KeyboardInterrupt: Before anything is done.
         """
-        for index, image in enumerate(images):
+        for index, given in enumerate(images):
             start = time.perf_counter()
             try:
-                base = self.base(image)
+                base = self.base(given)
             except KeyboardInterrupt:
                 if index == 0:
                     raise
@@ -119,7 +120,7 @@ class Experiment:
             if index == 0:
                 seconds = len(images) * self.count * self.inc.work_share() * (time.perf_counter() - start)
                 meter.describe(f"estimate {seconds:.0f} s")
-            values, stop = self._scan(image, base, index, meter)
+            values, stop = self._scan(given.rows[0][0], base, index, meter)
             grid_shape = (*self.positions.shape[:-1], base.size)
             name = self.score if isinstance(self.score, str) else getattr(self.score, "__name__", "score")
             seconds = time.perf_counter() - start
@@ -128,9 +129,9 @@ class Experiment:
             if stop:
                 return
 
-    def base(self, image: Tensor) -> FloatArray:
+    def base(self, given: Given) -> FloatArray:
         """Make an image the base; its scores [K]."""
-        row: FloatArray = self._scores(self.inc.materialize(image), 1)[0]
+        row: FloatArray = self._scores(self.inc.materialize_given(given), 1)[0]
         return row
 
     def stream(self, image: Tensor) -> Iterator[tuple[IntArray, FloatArray]]:
@@ -161,13 +162,6 @@ class Experiment:
         found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows)
         array: FloatArray = found.detach().float().cpu().numpy()
         return array
-
-
-def _compiled(model: nn.Module, image: Tensor, patch_shape: int | Sequence[int] | None) -> IncrementalModule:
-    if isinstance(model, IncrementalModule):
-        return model
-    patch = 16 if patch_shape is None else patch_shape
-    return incrementalize(model, (1, *image.shape), per_axis(patch, image.dim() - 1, "patch_shape"))
 
 
 def _of_targets(heat: Heatmap, target: Targets) -> Heatmap | list[Heatmap]:

@@ -1,4 +1,4 @@
-"""Images as a user gives them to `kcompile.occlusion`: one, a list, or a batch."""
+"""Images as a user gives them to `kcompile.occlusion`: one, a list, a batch, or all inputs of a model with several."""
 
 from __future__ import annotations
 
@@ -7,51 +7,79 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kcompile.api import incrementalize, per_axis
 from kcompile.core.errors import InputError
+from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 
+PATCH = 16  # pixels, where a plain model comes without a patch shape
 
-def as_images(
-    image: Any, model: nn.Module, patch_shape: int | Sequence[int] | None = None
-) -> tuple[list[Tensor], bool]:
-    """The images [C, *S] that a user gave, and whether it was a single one, not a list.
+
+def compiled(model: nn.Module, image: Any, patch_shape: int | Sequence[int] | None) -> IncrementalModule:
+    """The model, compiled for images like the first one if it is a plain model.
+
+    Five dimensions, or a patch of as many numbers, tell other axes than two.
 
     Raises:
-        InputError: No tensor, a wrong rank, an empty list, or images that differ in shape, type or device.
+        InputError: No image tensor of a plain model; and what `incrementalize` raises.
     """
-    rank = _rank(image, model, patch_shape)
-    if not isinstance(image, (list, tuple)):
-        _check_rank(image, rank, "the image")
-        if image.dim() == rank or len(image) == 1:
-            return [image.detach().reshape(image.shape[-rank:])], True
-        return list(image.detach()), False
-    for index, one in enumerate(image):
-        _check_rank(one, rank, f"image {index}", several=False)
-    images = [one.detach().reshape(one.shape[-rank:]) for one in image]
-    if not images:
-        raise InputError("the image is an empty list")
-    for index, one in enumerate(images):  # told now, not after the maps of those before it
-        if (one.shape, one.dtype, one.device) != (images[0].shape, images[0].dtype, images[0].device):
-            found, first = (f"{i.dtype} {tuple(i.shape)} on {i.device}" for i in (one, images[0]))
-            raise InputError(f"image {index} is {found}, image 0 is {first}: the images of one call must be alike")
-    return images, False
-
-
-def _rank(image: Any, model: nn.Module, patch_shape: int | Sequence[int] | None) -> int:
-    """Dimensions of an image without batch."""
     if isinstance(model, IncrementalModule):
-        return len(model.plan.input_shape)
-    if patch_shape is not None and hasattr(patch_shape, "__len__"):
-        return len(patch_shape) + 1
-    one = image[0] if isinstance(image, (list, tuple)) and len(image) else image
-    return 4 if isinstance(one, Tensor) and one.dim() == 5 else 3
+        return model
+    if isinstance(image, dict):
+        raise InputError(
+            "the image is a dict: compile a model with several inputs first, by kcompile.incrementalize(model, "
+            "example_inputs=…)"
+        )
+    first = image[0] if isinstance(image, (list, tuple)) and image else image
+    five = isinstance(first, Tensor) and first.dim() == 5
+    sizes: Any = patch_shape
+    axes = len(sizes) if hasattr(sizes, "__len__") else 3 if five else 2
+    if not isinstance(first, Tensor) or first.dim() not in (axes + 1, axes + 2):
+        names = {1: "L", 2: "H, W", 3: "D, H, W"}.get(axes, "*S")
+        found = f"{type(first).__name__} {tuple(first.shape) if hasattr(first, 'shape') else ''}".rstrip()
+        raise InputError(f"the image must be a tensor [C, {names}], [B, C, {names}] or a list of such, got {found}")
+    patch = per_axis(PATCH if patch_shape is None else patch_shape, axes, "patch_shape")
+    return incrementalize(model, (1, *first.shape[-axes - 1 :]), patch)
 
 
-def _check_rank(image: Any, rank: int, name: str, several: bool = True) -> None:
-    sizes = {2: "L", 3: "H, W", 4: "D, H, W"}.get(rank, "*S")
-    if not isinstance(image, Tensor) or image.dim() not in (rank, rank + 1) or not len(image):
-        shape = tuple(image.shape) if hasattr(image, "shape") else ""
-        allowed = f"[C, {sizes}], [1, C, {sizes}]" + (f" or [B, C, {sizes}]" if several else "")
-        raise InputError(f"{name} must be a tensor {allowed}, got {type(image).__name__} {shape}".rstrip())
-    if not several and image.dim() > rank and len(image) > 1:
-        raise InputError(f"{name} has shape {tuple(image.shape)}; in a list, each tensor is one image [C, {sizes}]")
+def as_images(image: Any, inc: IncrementalModule) -> tuple[list[Given], bool]:
+    """What a user gave, image by image, all checked before the first is explained; and whether it was a single one.
+
+    Args:
+        image: A tensor [C, *S] or [B, C, *S], or a list (or tuple) of such. Of a model with several inputs: a tuple of
+            its arguments or a dict of them by name, for one image or for a batch, or a list of such.
+        inc: The compiled module.
+
+    Raises:
+        InputError: An empty list, or something that the module was not compiled for.
+    """
+    listed = isinstance(image, list) or (inc.inputs.single and isinstance(image, tuple))
+    if not listed:
+        rows = split(_read(image, inc))
+        return rows, len(rows) == 1
+    if not image:
+        raise InputError("the image is an empty list")
+    found = []
+    for index, one in enumerate(image):
+        try:
+            rows = split(_read(one, inc))
+        except InputError as error:
+            raise InputError(f"image {index} of the list: {error}") from error
+        if len(rows) != 1:
+            raise InputError(f"image {index} of the list is a batch of {len(rows)}; allowed is one image each")
+        found += rows
+    return found, False
+
+
+def split(given: Given) -> list[Given]:
+    """The inputs of a batch, row by row."""
+    rows = [tuple(tensor[i : i + 1].detach() for tensor in given.rows) for i in range(len(given.rows[0]))]
+    return [Given(row, given.whole) for row in rows]
+
+
+def _read(image: Any, inc: IncrementalModule) -> Given:
+    if inc.inputs.single:
+        return inc.read(image)
+    if isinstance(image, dict):
+        return inc.read(**image)
+    return inc.read(*image) if isinstance(image, tuple) else inc.read(image)

@@ -212,7 +212,7 @@ def test_occlusion_of_other_images(inc: kcompile.IncrementalModule, image: Any, 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("scan.png", "the image must be a tensor [C, H, W], [1, C, H, W] or [B, C, H, W], got str"),
+        ("scan.png", "the image must be a torch.Tensor, got str"),
         (torch.zeros(30, 37, 3), "put the channels first, image.movedim(-1, -3)"),
         (torch.zeros(*SHAPE, dtype=torch.uint8), "has type torch.uint8; the model computes in torch.float32 (scale"),
         (torch.zeros(*SHAPE, device="meta"), "is on meta; the module is on cpu"),
@@ -226,6 +226,14 @@ def test_occlusion_names_what_is_wrong_with_an_image(inc: kcompile.IncrementalMo
 
 def test_occlusion_of_models_that_cannot_be_explained() -> None:
     image = noise(SHAPE)
+    with refused(kcompile.InputError, "the image must be a tensor [C, H, W], [B, C, H, W] or a list of such, got str"):
+        kcompile.occlusion(network().eval(), "scan.png")
+    with refused(kcompile.InputError, "[C, D, H, W], [B, C, D, H, W] or a list of such, got Tensor (3, 30, 37)"):
+        kcompile.occlusion(network().eval(), [image], (4, 4, 4))
+    with refused(
+        kcompile.InputError, "the image is a dict: compile a model with several inputs first", "example_inputs"
+    ):
+        kcompile.occlusion(network().eval(), {"image": image})
     with refused(kcompile.InputError, "must be a torch.nn.Module, got function"):
         kcompile.occlusion(lambda x: x, image, PATCH)  # type: ignore[arg-type]
     with refused(kcompile.InputError, "the model does not run on images of shape (3, 30, 37)"):

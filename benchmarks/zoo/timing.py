@@ -25,7 +25,8 @@ def time_over_full(
 ) -> tuple[float, int]:
     """Time of a call over that of eager full inference (channels_last), and the number of positions of the call.
 
-    The two sides run in turn, on the same threads; the median of the rounds' ratios counts. Heavy models get fewer
+    The two sides run in turn, on one thread; CPU seconds count, as another process may hold the core, and of the rounds'
+    ratios the median. Heavy models get fewer
     positions, so that full inference of all takes ``seconds``.
     """
     eager = copy.deepcopy(model)
@@ -54,6 +55,6 @@ def _full(eager: nn.Module, image: Tensor, positions: IntArray, patch: int) -> N
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start

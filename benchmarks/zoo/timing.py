@@ -26,8 +26,7 @@ def time_over_full(
     """Time of a call over that of eager full inference (channels_last), and the number of positions of the call.
 
     The two sides run in turn, on one thread; CPU seconds count, as another process may hold the core, and of the rounds'
-    ratios the median. Heavy models get fewer
-    positions, so that full inference of all takes ``seconds``.
+    ratios the median. Heavy models get fewer positions, so that full inference of all takes ``seconds``.
     """
     eager = copy.deepcopy(model)
     for weight in eager.parameters():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kcompile.runtime.recognition import cut, recognise
+from kcompile.runtime.recognition import _lines, _lines_on_gpu, cut, recognise
 
 SIZES = {1: (40,), 2: (11, 13), 3: (6, 8, 7)}
 PATCH = {1: (5,), 2: (4, 3), 3: (2, 3, 4)}
@@ -117,3 +117,11 @@ def test_indices_cover_every_row_once() -> None:
     together = np.sort(np.concatenate([rows.same, rows.patched, rows.other]))
     assert all(b == a + 1 for a, b in pairwise(together))
     assert len(together) == 7
+
+
+def test_lines_on_a_gpu_are_those_on_the_cpu() -> None:
+    """The other way to fold flags, which a GPU takes; here on the CPU."""
+    differs = torch.rand(5, 3, 11, 13) < 0.01
+    for mine, other in zip(_lines(differs), _lines_on_gpu(differs), strict=True):
+        assert mine.any()
+        assert (mine == other).all()

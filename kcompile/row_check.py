@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -16,6 +18,30 @@ from kcompile.passes.capture import Example
 
 def check_rows(model: nn.Module, example: Example) -> None:
     """Refuse models in which one row of a batch changes another: NaN in one row must leave the other clean."""
+    with _buffers_kept(model):
+        _check_rows(model, example)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """What the model writes into its buffers, as counters or running means, is undone: NaN would stay there."""
+    before = [
+        (part, name, buffer, buffer.clone())
+        for part in model.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for part, name, buffer, values in before:
+            part._buffers[name] = buffer
+            if not torch.equal(buffer, values):
+                with torch.no_grad():
+                    buffer.copy_(values)
+
+
+def _check_rows(model: nn.Module, example: Example) -> None:
     for bad in (0, 1):
         probe = example.images.clone()
         probe[bad] = float("nan")

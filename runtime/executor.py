@@ -113,10 +113,11 @@ class Executor:
         half = len(taken) // 2
         done = list(self._incremental(call, [warm]))
         ours, seconds = self._clocked(self._incremental(call, [timed]), call)
-        self.choice.rates[Way.INCREMENTAL] = seconds / self.choice.incremental(costs[timed], 1)
+        ours_rate = seconds / self.choice.incremental(costs[timed], 1)
         done += [*ours, *self._full(call, taken[:half])]
         theirs, seconds = self._clocked(self._full(call, taken[half:]), call)
-        self.choice.rates[Way.FULL] = seconds / self.choice.full(len(taken) - half)
+        theirs_rate = seconds / self.choice.full(len(taken) - half)
+        self.choice.rates = {Way.INCREMENTAL: ours_rate, Way.FULL: theirs_rate}  # at once: other threads may ask
         left = len(taken)
         for i, rows in enumerate(rest):
             rest[i], left = rows[left:], max(left - len(rows), 0)

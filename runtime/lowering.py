@@ -77,7 +77,7 @@ def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]], *, owned
 def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], owned: bool) -> None:
     image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
     value = _tensor(module, weight)
-    if value is None or (bias is not None and _tensor(module, bias) is None):
+    if value is None or value.dtype is not torch.float32 or (bias is not None and _tensor(module, bias) is None):
         return
     add, other = _residual(conv, owned)
     last = add or conv

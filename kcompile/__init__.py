@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kcompile.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from kcompile.analysis import analyze as analyze
     from kcompile.api import incrementalize as incrementalize
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from kcompile.core.errors import ModelModeError as ModelModeError
     from kcompile.core.errors import NotMaterializedError as NotMaterializedError
     from kcompile.core.errors import PositionError as PositionError
+    from kcompile.core.errors import SaveError as SaveError
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
     from kcompile.experiment import occlusion as occlusion
@@ -27,13 +30,14 @@ if TYPE_CHECKING:
     from kcompile.progress import Progress as Progress
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
     from kcompile.runtime.outputs import MapRegion as MapRegion
+    from kcompile.runtime.saving import load as load
     from kcompile.verification import verify as verify
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "analyze": "kcompile.analysis",
     "incrementalize": "kcompile.api",
+    "load": "kcompile.runtime.saving",
     "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
     "Blur": "kcompile.fills",
@@ -51,6 +55,7 @@ _HOMES = {
             "ModelModeError",
             "NotMaterializedError",
             "PositionError",
+            "SaveError",
             "StaleWeightsError",
             "UnsupportedOpError",
         ),

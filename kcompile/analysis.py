@@ -7,6 +7,7 @@ from math import prod
 
 from torch import fx, nn
 
+from kcompile.accepted import as_module
 from kcompile.api import image_shape, patch_size
 from kcompile.core.errors import InputError
 from kcompile.core.plan import Placement
@@ -63,6 +64,7 @@ def analyze(
 
 def trace(model: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:
     """The canonical graph of a model for images (C, *S); it serves `measure` for any patch size."""
+    model = as_module(model)
     return run_passes(capture(model, example_batch(model, image)).module, PASSES).module
 
 

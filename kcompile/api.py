@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
+from torch.export import ExportedProgram
 
+from kcompile.accepted import as_module
 from kcompile.core.errors import InputError
-from kcompile.example_call import example_batch, example_of
-from kcompile.passes.capture import Example, check_mode
-from kcompile.passes.pipeline import compile_model
-from kcompile.row_check import check_rows
+from kcompile.runtime.autocast import without_autocast
 from kcompile.runtime.inputs import Inputs
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.outputs import Outputs
 
+if TYPE_CHECKING:
+    from kcompile.passes.capture import Example
+
 
 def incrementalize(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     input_shape: Sequence[int] | None = None,
     patch_shape: int | Sequence[int] = (16, 16),
     *,
@@ -32,7 +34,7 @@ def incrementalize(
 
     Args:
         model: In eval mode; takes one image batch (and what ``example_inputs`` shows) and treats its rows
-            independently.
+            independently. Also a program that torch.export made with a dynamic batch; its weights are shared.
         input_shape: (B, C, *S) or (C, *S) of the images; the batch size is ignored. One spatial axis or three of them
             are told by as many numbers in ``patch_shape`` (or by the five of (B, C, D, H, W)).
         patch_shape: Largest patch, in pixels per axis; one number for a square.
@@ -54,8 +56,9 @@ def incrementalize(
     """
     if on_unsupported not in ("dense", "error"):
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    from kcompile.example_call import example_of  # here, so that a loaded module needs no compiler
+
+    model = as_module(model)
     example = None if example_inputs is None else example_of(example_inputs, patched_input)
     shape = input_shape if example is None else tuple(example.images.shape)
     if shape is None:
@@ -69,14 +72,22 @@ def incrementalize(
 def _compile(
     image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, given: Example | None, model: nn.Module
 ) -> IncrementalModule:
+    from kcompile.example_call import example_batch
+    from kcompile.passes.capture import Example, check_mode
+    from kcompile.passes.pipeline import compile_model
+    from kcompile.row_check import check_rows
+
     check_mode(model)
     example = Example.of(example_batch(model, image)) if given is None else given
-    check_rows(model, example)
-    done = compile_model(model, example, patch, on_unsupported=on_unsupported)
+    with without_autocast(example.images.device):
+        check_rows(model, example)
+        done = compile_model(model, example, patch, on_unsupported=on_unsupported)
     graphs = (done.materialize, done.front, done.tail)
     inputs = Inputs.of(example.leaves, example.spec, example.image, example.batched)
     outputs = Outputs(done.outputs, done.out_spec, done.activations)
     inc = IncrementalModule(model, done.plan, graphs, inputs, outputs, example.images)
+    inc.watch(done.unread)
+    inc.switches_autocast = done.switches_autocast
     inc.recompile = partial(_compile, image, patch, on_unsupported, given)
     return inc
 

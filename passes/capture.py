@@ -28,10 +28,12 @@ class Captured:
         module: Graph module with one placeholder per tensor input (the image batch first), weights as attributes and a
             flat tuple as output.
         out_spec: How the flat outputs form the model's own output structure.
+        switches_autocast: The model enters or leaves autocast by itself; its graph has casts instead.
     """
 
     module: fx.GraphModule
     out_spec: pytree.TreeSpec
+    switches_autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,20 @@ def capture(model: nn.Module, example: Tensor | Example) -> Captured:
             args, kwargs = whole.call
             shapes = whole.shapes(model)
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            program = program.run_decompositions({})
-            captured = _flat(program, whole)
+            switches = any("autocast" in str(node.target) for node in _all_calls(program.graph_module))
+            captured = replace(_flat(program.run_decompositions({}), whole), switches_autocast=switches)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {_summary(error)}{_user_frame(error)}"
         ) from error
     _check_random(captured.module)
     return captured
+
+
+def _all_calls(module: fx.GraphModule) -> list[fx.Node]:
+    """The calls of a graph and of the graphs within it."""
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    return [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
 
 
 def check_mode(model: nn.Module) -> None:

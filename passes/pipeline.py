@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,7 +14,7 @@ from kcompile.passes.cancel import CancelPairs, DropUnusedInputs, FusePairs, use
 from kcompile.passes.canonicalize import PASSES
 from kcompile.passes.capture import Captured, Example, capture
 from kcompile.passes.emit import emit, emit_materialize
-from kcompile.passes.infra import aten, run_passes
+from kcompile.passes.infra import aten, constant, run_passes
 from kcompile.passes.place import place
 from kcompile.passes.planning import make_plan, prune
 from kcompile.passes.propagate import propagate
@@ -32,7 +32,8 @@ class Compiled:
 
     ``outputs`` says for each flat output which result of ``tail`` it is, or what constant, or None for what the base
     images give; ``out_spec`` is the pytree
-    structure of the model's output. ``activations`` names each output's final softmax or sigmoid.
+    structure of the model's output. ``activations`` names each output's final softmax or sigmoid. ``unread`` are the
+    model's buffers that its outputs don't depend on, as counters. ``switches_autocast`` is as in `Captured`.
     """
 
     plan: Plan
@@ -42,6 +43,8 @@ class Compiled:
     outputs: tuple[int | tuple[Any] | None, ...]
     out_spec: pytree.TreeSpec
     activations: tuple[str | None, ...]
+    unread: frozenset[str] = frozenset()
+    switches_autocast: bool = False
 
 
 def compile_model(
@@ -57,7 +60,10 @@ def compile_model(
     """
     images = example if isinstance(example, Tensor) else example.images
     shape = tuple(int(size) for size in images.shape[1:])
-    return compile_captured(capture(model, example), shape, patch_shape, on_unsupported=on_unsupported)
+    captured = capture(model, example)
+    unread, switches = _unread(model, captured.module), captured.switches_autocast
+    done = compile_captured(captured, shape, patch_shape, on_unsupported=on_unsupported)
+    return replace(done, unread=unread, switches_autocast=switches)
 
 
 def compile_captured(
@@ -83,6 +89,14 @@ def compile_captured(
     tail = run_passes(emitted.tail, []).module
     materialize = emit_materialize(module, plan.bases)
     return Compiled(plan, materialize, front, tail, tuple(emitted.outputs), captured.out_spec, _activations(module))
+
+
+def _unread(model: nn.Module, module: fx.GraphModule) -> frozenset[str]:
+    """Names of the model's buffers that no output of its graph depends on."""
+    module.graph.eliminate_dead_code()
+    read = [constant(module, node) for node in module.graph.nodes if node.op == "get_attr"]
+    places = {(value.data_ptr(), value.shape) for value in read if value is not None}
+    return frozenset(name for name, value in model.named_buffers() if (value.data_ptr(), value.shape) not in places)
 
 
 def _activations(module: fx.GraphModule) -> tuple[str | None, ...]:

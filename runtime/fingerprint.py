@@ -9,50 +9,51 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Fingerprint:
-    """Remembers a model's weights without a copy of them.
+    """Remembers a model's weights without a copy of them; ``unread`` names buffers that don't matter.
 
     Where storage and version counter are as before, nothing was written, except through ``.data``: a hash of the bits
     tells. Otherwise (a move to another memory format, an in-place write) contents are compared: the hash, and sums that
     weigh values by index.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, unread: frozenset[str] = frozenset()) -> None:
         """Take the fingerprint of all parameters and buffers."""
-        self._places = _places(model)
-        self._contents = _contents(model)
+        self.unread = unread
+        tensors = self._tensors(model)
+        self._places, self._contents = _places(tensors), _contents(tensors)
 
     def matches(self, model: nn.Module, *, hashed: bool = False) -> bool:
         """True if the weights hold the same values as before; with ``hashed`` also after writes through ``.data``."""
-        places = _places(model)
+        tensors = self._tensors(model)
+        places = _places(tensors)
         if hashed and places == self._places:
-            return _hashes(model) == [entry[0] for entry in self._contents]
+            return _hashes(tensors) == [entry[0] for entry in self._contents]
         if places != self._places:
-            if _contents(model) != self._contents:
+            if _contents(tensors) != self._contents:
                 return False
             self._places = places
         return True
 
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _places(model: nn.Module) -> list[tuple[int, int]]:
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in _tensors(model)]
+    def _tensors(self, model: nn.Module) -> list[Tensor]:
+        return [*model.parameters(), *(value for name, value in model.named_buffers() if name not in self.unread)]
 
 
-def _bits(model: nn.Module) -> list[Tensor]:
-    return [t.detach().view(_INTEGERS[t.element_size()]) for t in _tensors(model) if t.numel() and not t.is_complex()]
+def _places(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
-def _hashes(model: nn.Module) -> list[int]:
-    return [int(torch.hash_tensor(bits).view(torch.int64)) for bits in _bits(model)]
+def _bits(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().view(_INTEGERS[t.element_size()]) for t in tensors if t.numel() and not t.is_complex()]
 
 
-def _contents(model: nn.Module) -> list[tuple[int, ...]]:
+def _hashes(tensors: list[Tensor]) -> list[int]:
+    return [int(torch.hash_tensor(bits).view(torch.int64)) for bits in _bits(tensors)]
+
+
+def _contents(tensors: list[Tensor]) -> list[tuple[int, ...]]:
     """Some integers per tensor that depend on its values and their indices, but not on their order in memory."""
     with torch.no_grad():
-        return [(first, *_moments(bits)) for first, bits in zip(_hashes(model), _bits(model), strict=True)]
+        return [(first, *_moments(bits)) for first, bits in zip(_hashes(tensors), _bits(tensors), strict=True)]
 
 
 def _moments(bits: Tensor) -> list[int]:

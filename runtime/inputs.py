@@ -101,7 +101,7 @@ class Inputs:
         rows, whole = [images], {}
         for index, (leaf, value) in enumerate(zip(self.leaves, flat, strict=True)):
             if isinstance(leaf, FixedInput):
-                _check_fixed(leaf, value)
+                check_fixed(leaf, value)
             elif index != self.image and leaf.rows:
                 rows.append(_check_rows(leaf, value, len(images), lone, like))
             elif index != self.image:
@@ -141,7 +141,8 @@ def name(path: Sequence[Any]) -> str:
     return first + "".join(f"[{key!r}]" for key in keys[2:])
 
 
-def _check_fixed(leaf: FixedInput, value: Any) -> None:
+def check_fixed(leaf: FixedInput, value: Any) -> None:
+    """Refuse another value of an argument than that of compilation."""
     if isinstance(value, Tensor) or not (value is leaf.value or value == leaf.value):
         raise InputError(
             f"{leaf.name} is {value!r}, but was {leaf.value!r} at compilation, which made a constant of it: call "

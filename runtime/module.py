@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,12 +15,14 @@ from kcompile.core.errors import InputError, ModelModeError, NotMaterializedErro
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
+from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.full import full_graph
 from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.lowering import available, lower
+from kcompile.runtime.moves import once, retarget
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
 from kcompile.runtime.queries import is_finite
@@ -28,7 +31,7 @@ from kcompile.runtime.scheduler import centre, geometry, patch_regions
 from kcompile.runtime.tracking import infer, modes
 from kcompile.runtime.two_boxes import TwoBoxes
 
-_GRAPHS = ("materializer", "front", "tail")
+GRAPHS = ("materializer", "front", "tail")
 
 
 class IncrementalModule(nn.Module):
@@ -41,10 +44,12 @@ class IncrementalModule(nn.Module):
         base_output: The model's output for the materialised images, or None.
         policy: "auto" runs a call incrementally or, where that is faster, in full (few queries, early gates, patches
             that reach everything); "incremental" and "full" force it. Results agree up to rounding.
+        switches_autocast: The model enters or leaves autocast by itself; then it can't be materialised inside of it.
     """
 
     policy: Policy = "auto"
     _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
+    _autocast: torch.dtype | None
     _like: Tensor
 
     def __init__(
@@ -67,8 +72,9 @@ class IncrementalModule(nn.Module):
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
         self._finite = True
-        self._executor: Executor | None = None
-        self._weights = Fingerprint(self.model)
+        self._executors: dict[Any, Executor] = {}
+        self.switches_autocast, self._autocast = False, None
+        self.watch()
         self._modes = modes(self.model)
         self._earlier: Tensor | None = None
         self.training = False
@@ -120,6 +126,7 @@ class IncrementalModule(nn.Module):
             InputError: Wrong shape, type or device.
             StaleWeightsError: The weights changed after compilation.
         """
+        self._check_weights()  # first: a model that was cast takes other images
         return self.materialize_given(self.read(*args, **kwargs))
 
     def read(self, *args: Any, **kwargs: Any) -> Given:
@@ -130,16 +137,26 @@ class IncrementalModule(nn.Module):
     def materialize_given(self, given: Given) -> Any:
         """As `materialize`, of what `read` returned."""
         self._check_weights(hashed=True)
+        autocast = self._checked_autocast()
         if self.inputs.fill([self.materializer, self.front, self.tail], given):
-            self._executor = None  # it may have packed them
+            self._executors = {}  # they may have packed them
         images = _channels_last(given.rows[0])
         self._store, flat, made = self._materialized(images.clone(), given.rows[1:])
         known = [*given.rows, *given.whole.values(), *made, *flat]
         self._finite = all(is_finite(value) for value in known if isinstance(value, Tensor))
+        self._autocast = autocast
         # What is given away may be written to; rows that equal their base get copies of this.
         self._flat_base = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         self.base_output = pytree.tree_unflatten(list(flat), self.outputs.spec)
         return self.base_output
+
+    def _checked_autocast(self) -> torch.dtype | None:
+        if (now := autocast_dtype(self._like.device)) is not None and self.switches_autocast:
+            raise ModelModeError(
+                "the model enters or leaves autocast by itself, and its graph has only the casts: call materialize "
+                "and forward_patches outside of torch.autocast"
+            )
+        return now
 
     def _materialized(self, images: Tensor, others: tuple[Tensor, ...]) -> tuple[BaseStore, Any, list[Tensor]]:
         """The store of images, the flat outputs for them, and the sources of the store that have rows."""
@@ -209,6 +226,11 @@ class IncrementalModule(nn.Module):
     def _queries(self, patches: Any, positions: Any, base_index: Any, mask: Any, channels: Any) -> Queries:
         if self._store is None:
             raise NotMaterializedError("no base image yet: call materialize(image) before forward_patches")
+        if (now := autocast_dtype(self._like.device)) != self._autocast:
+            raise NotMaterializedError(
+                f"the base was made {described(self._autocast)}, this call runs {described(now)}: call "
+                "materialize(image) under the same autocast"
+            )
         self._check_weights()
         if self.policy not in get_args(Policy):
             raise InputError(f"the module's policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
@@ -219,7 +241,7 @@ class IncrementalModule(nn.Module):
         store = self._store
         assert store is not None
         finite = self._finite and queries.finite  # fused activations would turn NaN into 0
-        executor = self.executor() if finite else Executor(self.plan, self.front, self.tail, self._full())
+        executor = self.executor() if finite and self._autocast is None else self._as_emitted()
         if len(queries.boxes) == 1:
             (box,) = queries.boxes
 
@@ -254,7 +276,7 @@ class IncrementalModule(nn.Module):
 
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
-        if self._executor is None:
+        if "lowered" not in self._executors:
             front, tail = self.front, self.tail
             if available(self._like.dtype, self._like.device):
                 usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
@@ -262,17 +284,53 @@ class IncrementalModule(nn.Module):
                     lower(front, {name: where.extent for name, where in usual.items()}),
                     lower(tail, {}, owned=True),
                 )
-            self._executor = Executor(self.plan, front, tail, self._full())
-        return self._executor
+            self._executors["lowered"] = Executor(self.plan, front, tail, self._full())
+        return self._executors["lowered"]
+
+    def _as_emitted(self) -> Executor:
+        """The runner without oneDNN's ops: where values aren't finite, and for autocast, which doesn't know them."""
+        if self._autocast not in self._executors:
+            self._executors[self._autocast] = Executor(self.plan, self.front, self.tail, self._full())
+        return self._executors[self._autocast]
 
     def _full(self) -> fx.GraphModule:
         return full_graph(self.materializer, self.outputs.results)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the compiled module to a file; `kcompile.load` reads it, without the compiler and the model's code.
+
+        Base images and prepacked weights are left out, as in copies and pickles. The file is complete or, where writing
+        fails, as it was before.
+
+        Args:
+            path: The file, which is replaced if it exists.
+
+        Raises:
+            SaveError: The file can't be written, or the model has what files can't hold: operators of other libraries,
+                outputs of other classes than dicts, lists, tuples, named tuples and dataclasses.
+            StaleWeightsError: The weights changed after compilation.
+        """
+        from kcompile.runtime.saving import save
+
+        self._check_weights(hashed=True)
+        save(self, path)
+
     def refresh(self) -> None:
-        """Compile again after the model's weights changed; drops the base images."""
+        """Compile again after the model's weights changed; drops the base images.
+
+        Raises:
+            StaleWeightsError: The module was loaded from a file, and holds no model.
+        """
         if self.recompile is None:
-            raise StaleWeightsError("this module holds no model to compile again")
+            raise StaleWeightsError(
+                "this module was loaded from a file and holds no model to compile again: compile the changed model "
+                "with kcompile.incrementalize"
+            )
         self.__dict__.update(self.recompile(self.model).__dict__)
+
+    def watch(self, unread: frozenset[str] = frozenset()) -> None:
+        """Take the weights as they are for those that were compiled; ``unread`` names buffers that don't matter."""
+        self._weights = Fingerprint(self.model, unread)
 
     def _check_weights(self, *, hashed: bool = False) -> None:
         if self.training:
@@ -283,13 +341,13 @@ class IncrementalModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
         dropped: dict[str, Any] = {
-            "_executor": None,
+            "_executors": {},
             "_store": None,
             "_earlier": None,
             "base_output": None,
             "_flat_base": [],
         }
-        notes = {part: take_notes(getattr(self, part)) for part in _GRAPHS}
+        notes = {part: take_notes(getattr(self, part)) for part in GRAPHS}
         return {**self.__dict__, **dropped, "_notes": notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -301,14 +359,22 @@ class IncrementalModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
         """Moves keep the plan, casts compile again (folded weights would keep the old rounding); bases are dropped."""
-        current, dtype = self._weights.matches(self.model), self._like.dtype
+        current, before, dtype = self._weights.matches(self.model), self._like, self._like.dtype
+        if self.recompile is None and fn(before).dtype != dtype:
+            raise InputError(
+                f"a module loaded from a file keeps its type, {dtype}: cast the model and compile it again"
+            )
+        fn = once(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.outputs = self.outputs.moved(fn)
+        for part in GRAPHS:
+            retarget(getattr(self, part), before, self._like)
         self.drop_base()
-        self._executor = None
+        self._executors = {}
         if self._like.dtype != dtype and self.recompile is not None:
             self.refresh()
         elif current:
-            self._weights = Fingerprint(self.model)
+            self.watch(self._weights.unread)
         return self
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ class Outputs:
     def results(self) -> tuple[bool, ...]:
         """For each flat output: is it a result of queries?"""
         return tuple(isinstance(entry, int) for entry in self.entries)
+
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> Outputs:
+        """With constant tensors moved or cast by ``fn``."""
+        entries = tuple(pytree.tree_map_only(Tensor, fn, e) if isinstance(e, tuple) else e for e in self.entries)
+        return replace(self, entries=entries)
 
     def empty(self, base: Sequence[Any]) -> list[Tensor]:
         """The results of no queries, given the flat outputs of the base images."""

@@ -87,7 +87,7 @@ def _can_be_merged(entry: int | tuple[Any] | None) -> bool:
 
 def _tracked(inc: IncrementalModule, images: Tensor) -> list[Any] | None:
     """The flat outputs; None asks for the original model."""
-    if inc._store is not None:
+    if inc._store is not None and inc._autocast is None:
         rows = recognise(images, inc._store.images, inc.plan.patch_shape)
         if rows.recognised:
             return _merged(inc, inc._store, images, rows)

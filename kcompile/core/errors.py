@@ -33,6 +33,10 @@ class StaleWeightsError(KCompileError):
     """The model's weights changed after compilation."""
 
 
+class SaveError(KCompileError):
+    """A compiled module can't be written to a file, or a file can't be read."""
+
+
 class MemoryBudgetError(KCompileError):
     """The memory budget is too small for a single query."""
 

@@ -52,7 +52,7 @@ def test_shapes(shape: Any, patch: Any, message: str) -> None:
 def test_options_and_models() -> None:
     with refused(kcompile.InputError, 'on_unsupported is \'maybe\'; allowed are "dense" and "error"'):
         kcompile.incrementalize(network().eval(), SHAPE, PATCH, on_unsupported="maybe")  # type: ignore[arg-type]
-    with refused(kcompile.InputError, "must be a torch.nn.Module, got function"):
+    with refused(kcompile.InputError, "must be a torch.nn.Module", "got function"):
         kcompile.incrementalize(lambda x: x, SHAPE, PATCH)  # type: ignore[arg-type]
 
 

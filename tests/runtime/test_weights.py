@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kcompile
-from tests.support.equivalence import SHAPE, check, compiled, network, noise
+from kcompile.accepted import as_module
+from tests.support.equivalence import PATCH, SHAPE, check, compiled, incremental, network, noise
 from tests.support.networks import ready
 
 
@@ -88,9 +89,8 @@ def _load(inc: kcompile.IncrementalModule) -> None:
 
 
 def _statistics(inc: kcompile.IncrementalModule) -> None:
-    norm = next(module for module in inc.model.modules() if isinstance(module, nn.BatchNorm2d))
-    assert norm.running_mean is not None
-    norm.running_mean += 0.5
+    name = next(name for name, _ in inc.model.named_buffers() if name.endswith("running_mean"))
+    inc.model.get_buffer(name).add_(0.5)
 
 
 def _data(inc: kcompile.IncrementalModule) -> None:
@@ -148,3 +148,63 @@ def test_training_mode_is_refused(seed: int) -> None:
         inc.forward_patches(0.0, [[0, 0]])
     inc.eval()
     inc.forward_patches(0.0, [[0, 0]])
+
+
+class Counting(nn.Module):
+    """Writes into buffers: by a method, and by assignment. Its output depends on none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+class Averaging(nn.Module):
+    """Its output depends on a buffer that it writes into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.body(x) + self.calls  # type: ignore[no-any-return]
+
+
+def _exported(model: nn.Module) -> Any:
+    program = torch.export.export(model, (noise((2, *SHAPE)),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    return as_module(program)
+
+
+@pytest.mark.parametrize("form", [lambda model: model, _exported])
+def test_buffers_that_the_model_writes(form: Any, seed: int) -> None:
+    """A counter's change is no change of the weights, and compiling leaves counters alone."""
+    model = ready(Counting(), SHAPE, torch.float32)
+    calls, mean = model.calls.clone(), model.mean.clone()  # type: ignore[operator]
+    inc = incremental(form(model), SHAPE, PATCH)
+    assert torch.equal(model.calls, calls)  # type: ignore[arg-type]
+    assert torch.equal(model.mean, mean)  # type: ignore[arg-type]
+    check(inc)
+    inc(noise((2, *SHAPE)))
+    inc.forward_patches(0.0, [[1, 2]])
+    assert dict(inc.model.named_buffers())["calls"] > calls
+    check(inc)
+    _statistics(inc)
+    with pytest.raises(kcompile.StaleWeightsError):
+        inc.materialize(noise(SHAPE))
+
+
+@pytest.mark.parametrize("form", [lambda model: model, _exported])
+def test_buffers_that_outputs_rest_on(form: Any, seed: int) -> None:
+    inc = incremental(form(ready(Averaging(), SHAPE, torch.float32)), SHAPE, PATCH)
+    inc.materialize(noise(SHAPE))
+    inc(noise((2, *SHAPE)))
+    with pytest.raises(kcompile.StaleWeightsError):
+        inc.forward_patches(0.0, [[1, 2]])

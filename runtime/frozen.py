@@ -1,0 +1,69 @@
+"""FrozenModel: full inference from a graph, where the model's own code does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from kcompile.core.errors import InputError
+from kcompile.core.plan import GIVEN
+from kcompile.runtime.full import full_graph
+from kcompile.runtime.inputs import Inputs, TensorInput, check_fixed
+from kcompile.runtime.moves import retarget
+from kcompile.runtime.outputs import Outputs
+
+
+class FrozenModel(nn.Module):
+    """The plain call of a module that was loaded from a file. Its weights are parameters without gradient.
+
+    Attributes:
+        graph_module: Gives the flat outputs of the tensors of a call: the images, then other inputs with a row for each
+            of them, then those without; ``print(inc.model.graph_module.code)``.
+    """
+
+    _like: Tensor
+
+    def __init__(self, materializer: fx.GraphModule, inputs: Inputs, outputs: Outputs, like: Tensor) -> None:
+        """Take a materialize graph without its base tensors; weights are shared. ``like`` tells type and device."""
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        whole = [i for i, leaf in enumerate(inputs.leaves) if isinstance(leaf, TensorInput) and not leaf.rows]
+        rows = [i for i, leaf in enumerate(inputs.leaves) if isinstance(leaf, TensorInput) and leaf.rows]
+        self.order = [inputs.image, *(i for i in rows if i != inputs.image), *whole]
+        graph_module = full_graph(materializer, [True] * len(outputs.entries))
+        self.graph_module = _with_inputs(graph_module, [f"{GIVEN}{index}" for index in whole])
+        self.register_buffer("_like", like.new_empty(0), persistent=False)
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returned that was saved, called in the same way."""
+        flat, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
+        if spec != self.inputs.spec and not (self.inputs.single and len(flat) == 1):
+            names = ", ".join(leaf.name for leaf in self.inputs.leaves)
+            raise InputError(f"{len(flat)} inputs are given, or in another structure; allowed are {names}")
+        for leaf, value in zip(self.inputs.leaves, flat, strict=True):
+            if not isinstance(leaf, TensorInput):
+                check_fixed(leaf, value)
+        results = self.graph_module(*(flat[index] for index in self.order))
+        return pytree.tree_unflatten(list(results), self.outputs.spec)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModel:
+        before = self._like
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        retarget(self.graph_module, before, self._like)
+        return self
+
+
+def _with_inputs(module: fx.GraphModule, names: list[str]) -> fx.GraphModule:
+    """Attributes of these names become inputs, the last ones, so that a call writes into nothing."""
+    graph = module.graph
+    for name in names:
+        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+            given = graph.placeholder(name)
+        for node in graph.find_nodes(op="get_attr", target=name):
+            node.replace_all_uses_with(given)
+            graph.erase_node(node)
+    return fx.GraphModule(module, graph, "Full")

@@ -113,10 +113,11 @@ def test_maps_of_other_axes(make: Any, shape: Any, patch: Any, roi: Any, fill: A
     heat = kcompile.occlusion(inc, image, stride=2, value=fill, roi=roi)
     want = brute_force(model, image, heat.positions, patch, fill)
     assert heat.scores.ndim == len(patch)
-    assert np.abs(want - heat.base_scores).max() > 1e-3
-    np.testing.assert_allclose(heat.all_scores, want, atol=1e-4)
+    change = np.abs(want - heat.base_scores).max()
+    assert change > 1e-4, "void: the model does not react"
+    np.testing.assert_allclose(heat.all_scores, want, rtol=0, atol=0.1 * change)
     plain = kcompile.occlusion(model, image[None], patch, stride=2, value=fill, roi=roi)
-    np.testing.assert_allclose(plain.all_scores, want, atol=1e-4)
+    np.testing.assert_allclose(plain.all_scores, want, rtol=0, atol=0.1 * change)
     found = heat.attribution()
     assert found.shape == shape[1:]
     for cell in product(*map(range, shape[1:])):

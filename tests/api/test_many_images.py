@@ -44,7 +44,7 @@ def same(heat: kcompile.Heatmap, want: kcompile.Heatmap) -> None:
 def test_a_list_and_a_batch_give_a_list(inc: kcompile.IncrementalModule, value: Any, seed: int) -> None:
     images = noise((3, *SHAPE))
     single = [kcompile.occlusion(inc, image, value=value) for image in images]
-    assert np.abs(single[0].scores - single[1].scores).max() > 1e-3
+    assert np.abs(single[0].scores - single[1].scores).max() > 1e-4
     for given in (images, list(images), tuple(images), [image[None] for image in images]):
         heats = kcompile.occlusion(inc, given, value=value)
         assert isinstance(heats, list)
@@ -105,7 +105,7 @@ def test_several_targets_of_one_run(inc: kcompile.IncrementalModule, seed: int) 
     assert kcompile.occlusion(inc, image, target=torch.tensor(2)).target == 2
     nested = kcompile.occlusion(inc, [image, noise(SHAPE)], target=[1, 4])
     assert [[heat.target for heat in heats] for heats in nested] == [[1, 4], [1, 4]]
-    assert np.abs(nested[0][0].scores - nested[1][0].scores).max() > 1e-3
+    assert np.abs(nested[0][0].scores - nested[1][0].scores).max() > 1e-4
 
 
 @pytest.mark.parametrize("target", [[0, 5], [], [-1], [1.5], "dog", torch.tensor([0.5])], ids=str)

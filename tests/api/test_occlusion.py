@@ -40,9 +40,10 @@ def softmax(output: Any) -> Tensor:
 
 
 def assert_map(heat: kcompile.Heatmap, want: Any) -> None:
-    assert np.ptp(want) > 1e-3 * np.abs(want).max(), "void: the map is flat"
+    scale, change = np.abs(want).max(), np.ptp(want, axis=(0, 1)).max()  # over the positions, class by class
+    assert change > 1e-4 * scale, "void: the map is flat"
     assert heat.complete
-    np.testing.assert_allclose(heat.all_scores, want, rtol=0, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_allclose(heat.all_scores, want, rtol=0, atol=min(1e-4 * scale, 0.1 * change))
 
 
 @pytest.mark.parametrize("stride", [1, 3, 4, (2, 7), (30, 30)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
@@ -20,6 +21,7 @@ from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
 from kcompile.runtime.full import patched
+from kcompile.runtime.out_of_memory import in_parts
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
 # One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
@@ -138,18 +140,29 @@ class Executor:
 
     def _full(self, call: Call, rows: IntArray) -> Iterator[Group]:
         """Full inference of the patched images."""
-        assert self.full is not None, "this executor has no graph for full inference"
         for first in range(0, len(rows), FULL_BATCH):
-            some = rows[first : first + FULL_BATCH]
-            index = torch.from_numpy(call.base_index[some]).to(call.store.images.device)
-            images = patched(call.store.images[index], call.patches(some), call.positions[some])
-            yield some, tuple(self.full(images, *(other[index] for other in call.store.others)))
+            yield from in_parts(partial(self._full_batch, call), rows[first : first + FULL_BATCH], self._smaller)
+
+    def _full_batch(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
+        assert self.full is not None, "this executor has no graph for full inference"
+        index = torch.from_numpy(call.base_index[rows]).to(call.store.images.device)
+        images = patched(call.store.images[index], call.patches(rows), call.positions[rows])
+        return tuple(self.full(images, *(other[index] for other in call.store.others)))
+
+    def _smaller(self, rows: int) -> None:
+        """Memory is short: smaller batches from now on."""
+        self.batch = min(self.batch, rows)
+        self.tail_bytes = min(self.tail_bytes, TAIL_BYTES[0])
 
     def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
         for rows in batches:
-            here = [region.take(rows) for region in call.regions]
-            given = (call.patches(rows), call.positions[rows], call.base_index[rows])
-            yield rows, self.front(*self.arguments(call.store, *given, here))
+            yield from in_parts(partial(self._front, call), rows, self._smaller)
+
+    def _front(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
+        here = [region.take(rows) for region in call.regions]
+        given = (call.patches(rows), call.positions[rows], call.base_index[rows])
+        outputs: tuple[Tensor, ...] = self.front(*self.arguments(call.store, *given, here))
+        return outputs
 
     def arguments(
         self,
@@ -191,17 +204,22 @@ class Executor:
             waiting.append((rows, whole))
             queued = sum(len(r) for r, _ in waiting)
             if queued * self.tail_values * whole[0].element_size() >= self.tail_bytes:
-                yield self._tail(waiting)
+                yield from self._tail(waiting)
                 waiting = []
         if waiting:
-            yield self._tail(waiting)
+            yield from self._tail(waiting)
 
-    def _tail(self, waiting: list[Group]) -> Group:
+    def _tail(self, waiting: list[Group]) -> Iterator[Group]:
         rows = np.concatenate([r for r, _ in waiting])
         parts = list(zip(*(whole for _, whole in waiting), strict=True))
         inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
-        outputs = self.tail(*inputs)
-        return rows, tuple(outputs)
+
+        def run(some: IntArray) -> tuple[Tensor, ...]:
+            own = len(some) == len(rows)  # else the tail, which may write into its inputs, gets copies
+            return tuple(self.tail(*(x if own else x[some[0] : some[-1] + 1].clone() for x in inputs)))
+
+        for some, outputs in in_parts(run, np.arange(len(rows)), self._smaller):
+            yield rows[some], outputs
 
 
 def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Tensor]:

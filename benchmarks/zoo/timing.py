@@ -25,8 +25,8 @@ def time_over_full(
 ) -> tuple[float, int]:
     """Time of a call over that of eager full inference (channels_last), and the number of positions of the call.
 
-    The two sides run in turn, on one thread; CPU seconds count, as another process may hold the core, and of the rounds'
-    ratios the median. Heavy models get fewer positions, so that full inference of all takes ``seconds``.
+    The two sides run in turn, on one thread; CPU seconds count, as another process may hold the core, and the median of
+    the rounds' ratios. Heavy models get fewer positions, so that full inference of all takes ``seconds``.
     """
     eager = copy.deepcopy(model)
     for weight in eager.parameters():

@@ -1,0 +1,86 @@
+"""Where memory is short, calls go on with fewer queries at a time, and give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kcompile.runtime.executor import Executor
+from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.out_of_memory import in_parts, is_out_of_memory
+from tests.support.equivalence import PATCH, SHAPE, compiled, noise
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError(),
+]
+
+
+@pytest.fixture(scope="module")
+def inc() -> IncrementalModule:
+    """The small network."""
+    return compiled()
+
+
+class Short(nn.Module):
+    """A graph that can take so many rows at a time."""
+
+    def __init__(self, graph: nn.Module, most: int, error: Exception, rows: Callable[..., int]) -> None:
+        super().__init__()
+        self.run, self.most, self.error, self.rows = graph, most, error, rows
+        self.taken: list[int] = []
+
+    def forward(self, *args: Any) -> Any:
+        count = self.rows(*args)
+        if count > self.most:
+            raise self.error
+        self.taken.append(count)
+        return self.run(*args)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["GPU", "CPU", "host"])
+@pytest.mark.parametrize("part", ["front", "tail", "full"])
+def test_halves(inc: IncrementalModule, part: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    inc.materialize(noise(SHAPE))
+    where = np.random.default_rng().integers(0, 25, (40, 2))
+    patches = noise((40, 3, *PATCH))
+    wanted = inc.forward_patches(patches, where)
+    made = Executor(inc.plan, inc.front, inc.tail, inc._full())
+    short = Short(getattr(made, part), 3, error, lambda first, *_: len(first))
+    setattr(made, part, short)
+    monkeypatch.setattr(inc, "_executors", {"lowered": made})
+    monkeypatch.setattr(inc, "policy", "full" if part == "full" else "incremental")
+    with pytest.warns(ResourceWarning, match=r"out of memory with \d+ queries at a time: going on with"):
+        got = inc.forward_patches(patches, where)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert sum(short.taken) == 40
+    assert 2 <= max(short.taken) <= 3
+    if part == "front":
+        assert made.batch <= 3
+        short.taken.clear()
+        inc.forward_patches(patches, where)  # no warning: the batches are small from the start
+        assert sum(short.taken) == 40
+
+
+def test_one_query_that_is_too_much() -> None:
+    def never(rows: Any) -> None:
+        raise ERRORS[0]
+
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(ResourceWarning):
+        list(in_parts(never, np.arange(3), lambda rows: None))
+
+
+def test_other_errors_pass() -> None:
+    assert not any(map(is_out_of_memory, [RuntimeError("shapes differ"), ValueError("memory"), KeyboardInterrupt()]))  # type: ignore[arg-type]
+
+    def wrong(rows: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(in_parts(wrong, np.arange(8), lambda rows: None))

@@ -59,7 +59,7 @@ def incrementalize(
     from kcompile.example_call import example_of  # here, so that a loaded module needs no compiler
 
     model = as_module(model)
-    example = None if example_inputs is None else example_of(example_inputs, patched_input)
+    example = None if example_inputs is None else example_of(model, example_inputs, patched_input)
     shape = input_shape if example is None else tuple(example.images.shape)
     if shape is None:
         raise InputError("input_shape is missing: (B, C, H, W) of the images; or give example_inputs")
@@ -72,7 +72,7 @@ def incrementalize(
 def _compile(
     image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, given: Example | None, model: nn.Module
 ) -> IncrementalModule:
-    from kcompile.example_call import example_batch
+    from kcompile.example_call import example_batch, like_model
     from kcompile.passes.capture import Example, check_mode
     from kcompile.passes.pipeline import compile_model
     from kcompile.row_check import check_rows
@@ -88,8 +88,19 @@ def _compile(
     inc = IncrementalModule(model, done.plan, graphs, inputs, outputs, example.images)
     inc.watch(done.unread)
     inc.switches_autocast = done.switches_autocast
-    inc.recompile = partial(_compile, image, patch, on_unsupported, given)
+    follows = given is not None and given.images.dtype == like_model(given, model).images.dtype
+    inc.recompile = partial(_compile_again if follows else _compile, image, patch, on_unsupported, given)
     return inc
+
+
+def _compile_again(
+    image: tuple[int, ...], patch: tuple[int, ...], on_unsupported: str, given: Example | None, model: nn.Module
+) -> IncrementalModule:
+    """Compile a model that was cast or moved since its example was given."""
+    from kcompile.example_call import like_model
+
+    assert given is not None
+    return _compile(image, patch, on_unsupported, like_model(given, model), model)
 
 
 def image_shape(input_shape: Sequence[int], axes: int = 0) -> tuple[int, ...]:

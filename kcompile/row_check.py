@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,30 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             if not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
+
+
+def has_rows(model: nn.Module, example: Example, index: int) -> bool:
+    """True if a tensor beside the images has a row for each of them: one row of it doesn't reach another's output."""
+    value = example.leaves[index]
+    with _buffers_kept(model), torch.no_grad():
+        try:
+            return all(_row_stays(model, example, index, value, row) for row in (0, 1))
+        except Exception:  # said where the images' rows are checked
+            return True
+
+
+def _row_stays(model: nn.Module, example: Example, index: int, value: Tensor, row: int) -> bool:
+    outputs = []
+    for changed in (False, True):
+        probe = value.clone()
+        if changed:  # a whole number may be an index: another row's is allowed
+            probe[row] = torch.nan if value.is_floating_point() else value[1 - row]
+        leaves = (*example.leaves[:index], probe, *example.leaves[index + 1 :])
+        found = tree_leaves(_call(model, replace(example, leaves=leaves), example.images))
+        outputs.append([leaf[1 - row] for leaf in found if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == 2])
+    return all(
+        torch.equal(a.isnan(), b.isnan()) and bool(((a == b) | a.isnan()).all()) for a, b in zip(*outputs, strict=True)
+    )
 
 
 def _check_rows(model: nn.Module, example: Example) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,9 +101,11 @@ def capture(model: nn.Module, example: Tensor | Example) -> Captured:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own export
+            warnings.filterwarnings("ignore", "Raw Sym", UserWarning)  # and torch 2.15
             args, kwargs = whole.call
             shapes = whole.shapes(model)
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            with _rows_agree(model, whole):
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             switches = any("autocast" in str(node.target) for node in _all_calls(program.graph_module))
             captured = replace(_flat(program.run_decompositions({}), whole), switches_autocast=switches)
     except Exception as error:
@@ -110,6 +114,23 @@ def capture(model: nn.Module, example: Tensor | Example) -> Captured:
         ) from error
     _check_random(captured.module)
     return captured
+
+
+@contextmanager
+def _rows_agree(model: nn.Module, example: Example) -> Iterator[None]:
+    """Inside, tracing learns first of all that all inputs with rows have as many."""
+
+    def check(_: nn.Module, args: Any, kwargs: Any) -> None:
+        leaves = pytree.tree_leaves((args, kwargs))
+        for index in example.batched - {example.image}:
+            torch._check(leaves[index].shape[0] == leaves[example.image].shape[0])
+
+    hook = model.register_forward_pre_hook(check, with_kwargs=True) if len(example.batched) > 1 else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _all_calls(module: fx.GraphModule) -> list[fx.Node]:
@@ -199,7 +220,8 @@ def _order_inputs(module: fx.GraphModule, example: Example) -> None:
         inputs[0].prepend(image)
     for index, (leaf, node) in enumerate(zip(example.leaves, inputs, strict=True)):
         if isinstance(leaf, Tensor) and index not in example.batched:
-            module.register_buffer(f"{GIVEN}{index}", leaf.clone())
+            value = nn.Parameter(leaf.clone(), requires_grad=False)  # fx's unpickling would freeze ops on a buffer
+            module.register_parameter(f"{GIVEN}{index}", value)
             with module.graph.inserting_before(node):
                 given = module.graph.get_attr(f"{GIVEN}{index}")
             given.meta["val"] = node.meta["val"]

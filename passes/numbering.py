@@ -54,7 +54,7 @@ class RegionTable:
         total = 1.0
         for values, axis, size in zip(self._values[number], self._values[0], self.defs[number].shape, strict=True):
             full = axis.size == axis.size.max()
-            total *= float(values.size[full].mean()) / size
+            total *= float(values.size[full].mean()) / max(size, 1)  # a slice may be empty
         return total
 
 

@@ -54,6 +54,7 @@ class Executor:
     tail: fx.GraphModule
     full: fx.GraphModule | None = None
     batch: int = FRONT_BATCH
+    full_batch: int = FULL_BATCH
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
@@ -136,18 +137,22 @@ class Executor:
         return done, time.perf_counter() - start
 
     def _incremental(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
-        return self._tails(self._fronts(call, batches))
+        return self._tails(call, self._fronts(call, batches))
 
     def _full(self, call: Call, rows: IntArray) -> Iterator[Group]:
         """Full inference of the patched images."""
-        for first in range(0, len(rows), FULL_BATCH):
-            yield from in_parts(partial(self._full_batch, call), rows[first : first + FULL_BATCH], self._smaller)
+        while len(rows):
+            some, rows = rows[: self.full_batch], rows[self.full_batch :]
+            yield from in_parts(partial(self._full_rows, call), some, self._fewer_in_full)
 
-    def _full_batch(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
+    def _full_rows(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
         assert self.full is not None, "this executor has no graph for full inference"
         index = torch.from_numpy(call.base_index[rows]).to(call.store.images.device)
         images = patched(call.store.images[index], call.patches(rows), call.positions[rows])
         return tuple(self.full(images, *(other[index] for other in call.store.others)))
+
+    def _fewer_in_full(self, rows: int) -> None:
+        self.full_batch = min(self.full_batch, rows)
 
     def _smaller(self, rows: int) -> None:
         """Memory is short: smaller batches from now on."""
@@ -197,26 +202,26 @@ class Executor:
         given.update(_tensors(arrays, patches.device))
         return [given[name] for name in self.inputs]
 
-    def _tails(self, fronts: Iterator[Group]) -> Iterator[Group]:
+    def _tails(self, call: Call, fronts: Iterator[Group]) -> Iterator[Group]:
         """Run the tail on several front batches at once: its weights are then read less often."""
         waiting: list[Group] = []
         for rows, whole in fronts:
             waiting.append((rows, whole))
             queued = sum(len(r) for r, _ in waiting)
             if queued * self.tail_values * whole[0].element_size() >= self.tail_bytes:
-                yield from self._tail(waiting)
+                yield from self._tail(call, waiting)
                 waiting = []
         if waiting:
-            yield from self._tail(waiting)
+            yield from self._tail(call, waiting)
 
-    def _tail(self, waiting: list[Group]) -> Iterator[Group]:
+    def _tail(self, call: Call, waiting: list[Group]) -> Iterator[Group]:
         rows = np.concatenate([r for r, _ in waiting])
         parts = list(zip(*(whole for _, whole in waiting), strict=True))
         inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
         def run(some: IntArray) -> tuple[Tensor, ...]:
-            own = len(some) == len(rows)  # else the tail, which may write into its inputs, gets copies
-            return tuple(self.tail(*(x if own else x[some[0] : some[-1] + 1].clone() for x in inputs)))
+            # The tail may write into its inputs: after a failure they are made anew.
+            return tuple(self.tail(*(inputs if len(some) == len(rows) else self._front(call, rows[some]))))
 
         for some, outputs in in_parts(run, np.arange(len(rows)), self._smaller):
             yield rows[some], outputs

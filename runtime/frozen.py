@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from kcompile.core.errors import InputError
 from kcompile.core.plan import GIVEN
 from kcompile.runtime.full import full_graph
-from kcompile.runtime.inputs import Inputs, TensorInput, check_fixed
+from kcompile.runtime.inputs import Inputs, TensorInput, alike, check_fixed, flatten
 from kcompile.runtime.moves import retarget
 from kcompile.runtime.outputs import Outputs
 
@@ -40,8 +40,8 @@ class FrozenModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returned that was saved, called in the same way."""
-        flat, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-        if spec != self.inputs.spec and not (self.inputs.single and len(flat) == 1):
+        flat, spec = flatten(args, kwargs)
+        if not alike(spec, self.inputs.spec) and not (self.inputs.single and len(flat) == 1):
             names = ", ".join(leaf.name for leaf in self.inputs.leaves)
             raise InputError(f"{len(flat)} inputs are given, or in another structure; allowed are {names}")
         for leaf, value in zip(self.inputs.leaves, flat, strict=True):

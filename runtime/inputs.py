@@ -87,10 +87,10 @@ class Inputs:
         Raises:
             InputError: Other arguments than those that the model was compiled for.
         """
-        flat, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
+        flat, spec = flatten(args, kwargs)
         if self.single and len(flat) and len(args) + len(kwargs) == 1 and set(kwargs) <= {"image"}:
             flat, spec = [*args, *kwargs.values()], self.spec  # so that a list of images is told what an image is
-        if spec != self.spec:
+        if not alike(spec, self.spec):
             names = ", ".join(leaf.name for leaf in self.leaves)
             raise InputError(
                 f"{len(flat)} inputs are given, or in another structure than that of compilation; allowed are {names}, "
@@ -134,11 +134,41 @@ class Inputs:
         return changed
 
 
+def flatten(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    """A call's flat arguments and their structure; the order of the keys in a dict doesn't count."""
+    return pytree.tree_flatten((_sorted(args), _sorted(dict(kwargs))))
+
+
+def _sorted(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _sorted(value[key]) for key in sorted(value, key=str)}
+    return type(value)(map(_sorted, value)) if type(value) in (list, tuple) else value
+
+
 def name(path: Sequence[Any]) -> str:
     """An argument as the user writes it: ``input 1`` or ``mask``, then keys and indices."""
     keys = [getattr(key, "key", getattr(key, "idx", None)) for key in path]
     first = f"input {keys[1]}" if keys[0] == 0 else str(keys[1])
-    return first + "".join(f"[{key!r}]" for key in keys[2:])
+    rest = zip(path[2:], keys[2:], strict=True)
+    return first + "".join(f".{key.name}" if hasattr(key, "name") else f"[{index!r}]" for key, index in rest)
+
+
+def alike(one: pytree.TreeSpec, other: pytree.TreeSpec) -> bool:
+    """True for equal structures; a class that stands in for another (in a module from a file) equals that."""
+    if one == other:
+        return True
+    same = one.num_nodes == other.num_nodes and one.num_children == other.num_children
+    return (
+        same
+        and _kind(one.type) == _kind(other.type)
+        and _kind(one.context) == _kind(other.context)
+        and all(alike(one.child(i), other.child(i)) for i in range(one.num_children))
+    )
+
+
+def _kind(value: Any) -> Any:
+    """What a class is called and holds, or the value itself."""
+    return (value.__name__, getattr(value, "_fields", None)) if isinstance(value, type) else value
 
 
 def check_fixed(leaf: FixedInput, value: Any) -> None:

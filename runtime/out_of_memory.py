@@ -55,7 +55,7 @@ def in_parts(
             halves = np.array_split(part, 2)
             warnings.warn(
                 f"out of memory with {len(part)} queries at a time: going on with {len(halves[0])}",
-                ResourceWarning,
+                RuntimeWarning,
                 stacklevel=2,
             )
             smaller(len(halves[0]))

@@ -114,7 +114,7 @@ class Regions:
                 cut.append(result)
                 continue
             origins, extent = place
-            if not len(rows):
+            if not len(rows) or 0 in extent:
                 sizes = dict(zip(out.axes, extent, strict=True))
                 cut.append(result.new_empty([sizes.get(dim, size) for dim, size in enumerate(result.shape)]))
                 continue

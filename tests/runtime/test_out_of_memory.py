@@ -56,7 +56,7 @@ def test_halves(inc: IncrementalModule, part: str, error: Exception, monkeypatch
     setattr(made, part, short)
     monkeypatch.setattr(inc, "_executors", {"lowered": made})
     monkeypatch.setattr(inc, "policy", "full" if part == "full" else "incremental")
-    with pytest.warns(ResourceWarning, match=r"out of memory with \d+ queries at a time: going on with"):
+    with pytest.warns(RuntimeWarning, match=r"out of memory with \d+ queries at a time: going on with"):
         got = inc.forward_patches(patches, where)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     assert sum(short.taken) == 40
@@ -72,7 +72,7 @@ def test_one_query_that_is_too_much() -> None:
     def never(rows: Any) -> None:
         raise ERRORS[0]
 
-    with pytest.raises(torch.OutOfMemoryError), pytest.warns(ResourceWarning):
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(RuntimeWarning):
         list(in_parts(never, np.arange(3), lambda rows: None))
 
 
@@ -84,3 +84,27 @@ def test_other_errors_pass() -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(in_parts(wrong, np.arange(8), lambda rows: None))
+
+
+class Late(Short):
+    """Memory ends when the work is done: what it wrote into its inputs stays."""
+
+    def forward(self, *args: Any) -> Any:
+        result = self.run(*args)
+        for arg in args:
+            arg.fill_(torch.nan)
+        if self.rows(*args) > self.most:
+            raise self.error
+        self.taken.append(self.rows(*args))
+        return result
+
+
+def test_inputs_that_were_written_are_made_anew(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    inc.materialize(noise(SHAPE))
+    where = np.random.default_rng().integers(0, 25, (40, 2))
+    wanted = inc.forward_patches(2.0, where)
+    made = Executor(inc.plan, inc.front, inc.tail, inc._full())
+    made.tail = Late(inc.tail, 3, ERRORS[0], lambda first, *_: len(first))  # type: ignore[assignment]
+    monkeypatch.setattr(inc, "_executors", {"lowered": made})
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        torch.testing.assert_close(inc.forward_patches(2.0, where), wanted, atol=1e-5, rtol=1e-4)

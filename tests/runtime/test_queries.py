@@ -199,6 +199,15 @@ def test_regions_of_no_queries(maps: kcompile.IncrementalModule) -> None:
     assert got["scores"].shape == (0, 4)
 
 
+def test_regions_of_nothing() -> None:
+    """No patch of the call lies where a strided layer looks."""
+    inc = incremental(ready(nn.Conv2d(3, 4, 1, stride=8), SHAPE, torch.float32), SHAPE, (2, 2))
+    before = inc.materialize(noise(SHAPE))
+    got = inc.forward_patches(9.0, [[1, 1], [2, 2], [10, 3]], output="region")
+    assert got.values.shape == (3, 4, 0, 0)
+    torch.testing.assert_close(got.paste(before), before.expand(3, -1, -1, -1))
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [

@@ -13,7 +13,7 @@ import kcompile
 from kcompile.runtime import two_boxes
 from kcompile.runtime.outputs import MapRegion
 from tests.support.equivalence import PATCH, SHAPE, assert_equivalent, compiled, incremental, noise, refused
-from tests.support.networks import conv_bn_relu, ready
+from tests.support.networks import Call, conv_bn_relu, ready
 from tests.support.running import paste
 
 COUNT = 7
@@ -206,6 +206,18 @@ def test_regions_of_nothing() -> None:
     got = inc.forward_patches(9.0, [[1, 1], [2, 2], [10, 3]], output="region")
     assert got.values.shape == (3, 4, 0, 0)
     torch.testing.assert_close(got.paste(before), before.expand(3, -1, -1, -1))
+
+
+def test_an_empty_slice(seed: int) -> None:
+    """What crops by a computed amount may join nothing."""
+    model = ready(nn.Sequential(conv_bn_relu(3, 4), Call(lambda y: torch.cat([y[:, :, :0], y], 2))), SHAPE)
+    inc = incremental(model, SHAPE, PATCH)
+    image, where = noise(SHAPE, torch.float64), positions(seed, COUNT)
+    before = inc.materialize(image)
+    patches = noise((COUNT, 3, *PATCH), torch.float64, 3.0)
+    check(
+        inc, inc.forward_patches(patches, where), paste(image.expand(COUNT, -1, -1, -1), patches, where), before, seed
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,6 @@ CHANNELS = [
         "concat of rows in NHWC",
         lambda x: torch.cat([x.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).exp()], 1).permute(0, 3, 1, 2),
     ),
-    call("concat of nothing and rows", lambda x: torch.cat([x[:, :, :0], x], 2)),
     call("concat of one", lambda x: torch.cat([x], 2) + 1),
     call("concat of the batch", lambda x: torch.cat([x, x], 0)[: x.shape[0]], refused="no rows"),
     call("concat of types", lambda x: torch.cat([x, (x > 0)], 2), refused="several types"),

@@ -29,7 +29,7 @@ _KEEP_SHAPE = (
 
 @dataclass(frozen=True)
 class DropNoOps:
-    """Drop copies, checks, and poolings, views, slices or writes of slices that change nothing."""
+    """Drop copies, checks, poolings, views, slices or writes of slices that change nothing, and parts without cells."""
 
     name: str = "drop-no-ops"
 
@@ -40,6 +40,12 @@ class DropNoOps:
             if node.op == "call_function" and node.target in _CHECKS:
                 module.graph.erase_node(node)
                 modified = True
+            elif parts := _parts_of_size(node):
+                joined: Any = node.args[0]
+                modified |= len(parts) < len(joined)
+                node.update_arg(0, parts)
+                if len(parts) == 1:
+                    node.replace_all_uses_with(parts[0])
             elif _is_no_op(node):
                 kept: Any = node.args[1 if node.target is aten.slice_scatter.default else 0]
                 node.replace_all_uses_with(kept)
@@ -50,6 +56,16 @@ class DropNoOps:
     def postcondition(self, module: fx.GraphModule) -> str | None:
         """No no-op is left."""
         return next((f"{node} is a no-op" for node in module.graph.nodes if _is_no_op(node)), None)
+
+
+def _parts_of_size(node: fx.Node) -> list[fx.Node]:
+    """What a concat joins, without parts that hold no cell (as a crop by a computed amount may be)."""
+    if node.target is not aten.cat.default:
+        return []
+    given: Any = node.args[0]
+    full = [part for part in given if 0 not in part.meta["val"].shape[1:]]
+    same = {part.meta["val"].dtype for part in given} == {node.meta["val"].dtype}
+    return full if full and same else list(given)
 
 
 def _is_no_op(node: fx.Node) -> bool:

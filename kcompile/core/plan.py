@@ -133,7 +133,7 @@ class Plan:
                 cells = 1
                 for size in self.regions[layer.region].shape:
                     cells *= size
-                totals[layer.region] += layer.macs / cells
+                totals[layer.region] += layer.macs / max(cells, 1)
         return totals
 
     def dense_macs(self) -> int:

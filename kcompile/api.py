@@ -64,6 +64,8 @@ def incrementalize(
     if shape is None:
         raise InputError("input_shape is missing: (B, C, H, W) of the images; or give example_inputs")
     image = image_shape(shape, len(patch_shape) if isinstance(patch_shape, Sequence) else 0)
+    if example is not None and example.images.dim() != len(image) + 1:
+        raise InputError(f"the images of example_inputs have shape {shape}; allowed is a batch [B, C, *S] of them")
     if example is not None and input_shape is not None and image_shape(input_shape, len(image) - 1) != image:
         raise InputError(f"input_shape is {tuple(input_shape)}, but the images of example_inputs are {shape}")
     return _compile(image, patch_size(patch_shape, image), on_unsupported, example, model)

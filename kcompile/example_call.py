@@ -87,10 +87,11 @@ def _find(args: tuple[Any, ...], kwargs: dict[str, Any], patched_input: Any) -> 
     value: Any = args if path and isinstance(path[0], int) else kwargs
     try:
         for key in path:
-            value = value[key]
-    except (KeyError, IndexError, TypeError):
+            named = isinstance(key, str) and not isinstance(value, Mapping)
+            value = getattr(value, key) if named else value[key]
+    except (KeyError, IndexError, TypeError, AttributeError):
         value = None
-    if not isinstance(value, Tensor) or value.dim() < 3 or not value.is_floating_point():
+    if not isinstance(value, Tensor) or value.dim() < 3 or not len(value) or not value.is_floating_point():
         names = [*range(len(args)), *kwargs]
         found = "is not among them" if value is None else f"is {_described(value)}"
         raise InputError(

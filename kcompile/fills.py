@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -87,8 +87,8 @@ class Blur(Fill):
 
         values: Any = [size / 2 for size in sizes] if self.sigma is None else self.sigma
         sigmas = list(values) if isinstance(values, Sequence) else [values] * len(sizes)
-        if len(sigmas) != len(sizes) or not all(isinstance(s, Real) and 0 < float(s) < inf for s in sigmas):
-            raise InputError(f"sigma is {self.sigma!r}; allowed are pixels above 0, one number or one per axis")
+        if len(sigmas) != len(sizes) or not all(isinstance(s, Real) and 0 < float(s) <= WIDEST for s in sigmas):
+            raise InputError(f"sigma is {self.sigma!r}; allowed are 0 … {WIDEST:g} pixels, one number or one per axis")
         array = image.detach().double().cpu().numpy()
         smooth: Any = gaussian  # has no annotations
         blurred = smooth(array, sigmas, mode="reflect", channel_axis=0, preserve_range=True)
@@ -110,14 +110,16 @@ class Noise(Fill):
 
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
         """Windows of the noise."""
-        if not isinstance(self.seed, Integral):
-            raise InputError(f"seed is {self.seed!r}; allowed are integers")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed!r}; allowed are integers from 0 to 2**63 - 1")
         drawn = torch.randn(image.shape, generator=torch.Generator().manual_seed(int(self.seed)), dtype=torch.float64)
         values = image.detach().double().flatten(1)
         spread, mean = torch.std_mean(values, dim=1, correction=0)
         shape = (-1, *[1] * (image.dim() - 1))
         return Constant(drawn.to(values.device) * spread.reshape(shape) + mean.reshape(shape)).source(image, sizes)
 
+
+WIDEST = 1e4  # pixels; a kernel of more would not fit into memory
 
 NAMED: dict[str, Fill] = {"mean": Mean(), "patch-mean": PatchMean(), "blur": Blur(), "noise": Noise()}
 

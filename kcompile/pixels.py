@@ -80,7 +80,12 @@ class _Preprocessing:
 
     def _check_halves(self, colour: Tensor, result: Tensor) -> None:
         """In a picture of two colours, left and right, each must become what it becomes alone."""
-        other = torch.where(colour == 0, torch.ones_like(colour), torch.zeros_like(colour))
+        brightest = next((white for white in (1.0, 255.0) if bool((colour < white).all())), 0.0)
+        dark = torch.where(colour == 0, torch.ones_like(colour), torch.zeros_like(colour))
+        for other in (dark, torch.full_like(colour, brightest)):  # a picture's maximum may be what counts
+            self._check_half(colour, result, other)
+
+    def _check_half(self, colour: Tensor, result: Tensor, other: Tensor) -> None:
         halves = self._filled(colour)
         halves[..., self.shape[-1] // 2 :] = _upright(other, len(self.shape))
         both, alone = self._apply(halves), self._apply(self._filled(other))[..., -1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
 import warnings
@@ -76,12 +77,11 @@ class Example:
         leaves = (*self.leaves[: self.image], images, *self.leaves[self.image + 1 :])
         return replace(self, leaves=leaves)
 
-    def shapes(self, model: nn.Module) -> Any:
+    def shapes(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What torch.export is told of the shapes: rows may be any number."""
         collection = ShapesCollection()
         for index in self.batched:
             collection[self.leaves[index]] = {0: Dim.DYNAMIC}
-        args, kwargs = self.call
         return collection.dynamic_shapes(model, args, kwargs)
 
 
@@ -103,7 +103,8 @@ def capture(model: nn.Module, example: Tensor | Example) -> Captured:
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 warns of its own export
             warnings.filterwarnings("ignore", "Raw Sym", UserWarning)  # and torch 2.15
             args, kwargs = whole.call
-            shapes = whole.shapes(model)
+            kwargs = _as_declared(model, kwargs)
+            shapes = whole.shapes(model, args, kwargs)
             with _rows_agree(model, whole):
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             switches = any("autocast" in str(node.target) for node in _all_calls(program.graph_module))
@@ -116,12 +117,20 @@ def capture(model: nn.Module, example: Tensor | Example) -> Captured:
     return captured
 
 
+def _as_declared(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name in the order of the signature: of a graph as a model, torch.export takes them in turn."""
+    declared = list(inspect.signature(model.forward).parameters)
+    return dict(
+        sorted(kwargs.items(), key=lambda item: declared.index(item[0]) if item[0] in declared else len(declared))
+    )
+
+
 @contextmanager
 def _rows_agree(model: nn.Module, example: Example) -> Iterator[None]:
     """Inside, tracing learns first of all that all inputs with rows have as many."""
 
     def check(_: nn.Module, args: Any, kwargs: Any) -> None:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))
         for index in example.batched - {example.image}:
             torch._check(leaves[index].shape[0] == leaves[example.image].shape[0])
 
@@ -196,7 +205,7 @@ def _flat(program: ExportedProgram, example: Example) -> Captured:
     for node in list(graph.nodes):
         if node.op == "call_module" and not node.users:
             graph.erase_node(node)
-    _order_inputs(module, example)
+    _order_inputs(module, example, program.call_spec.in_spec)
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         node.replace_all_uses_with(node.args[1])  # what the model writes into its input or buffers stays in the graph
         graph.erase_node(node)
@@ -209,15 +218,18 @@ def _flat(program: ExportedProgram, example: Example) -> Captured:
     return Captured(flat, out_spec if spec is None else spec)
 
 
-def _order_inputs(module: fx.GraphModule, example: Example) -> None:
+def _order_inputs(module: fx.GraphModule, example: Example, in_spec: pytree.TreeSpec) -> None:
     """Put the image batch first and drop what are no tensors: torch.export has made constants of them.
 
     A tensor without rows becomes a buffer, as it serves all queries alike.
     """
-    inputs = module.graph.find_nodes(op="placeholder")
+    found = module.graph.find_nodes(op="placeholder")
+    args, kwargs = pytree.tree_unflatten(list(found), in_spec)
+    inputs = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))  # the program may take names in another order
     image = inputs[example.image]
-    if inputs[0] is not image:
-        inputs[0].prepend(image)
+    for node in reversed([image, *(node for node in inputs if node is not image)]):
+        found[0].prepend(node)
+        found = [node]
     for index, (leaf, node) in enumerate(zip(example.leaves, inputs, strict=True)):
         if isinstance(leaf, Tensor) and index not in example.batched:
             value = nn.Parameter(leaf.clone(), requires_grad=False)  # fx's unpickling would freeze ops on a buffer

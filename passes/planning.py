@@ -17,7 +17,7 @@ from kcompile.passes.rules.registry import Spatial
 
 Slot: TypeAlias = tuple[str, int]  # (consumer's name, index among its tensor inputs)
 BaseKey: TypeAlias = tuple[str, tuple[int, ...]]  # (source's name, its axes)
-Bases: TypeAlias = dict[tuple[BaseKey, float], BaseTensor]
+Bases: TypeAlias = dict[tuple[BaseKey, str], BaseTensor]  # the fill as text: 0.0 and -0.0 are two
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,19 @@ def _bases(analysis: Analysis, requests: list[_Request]) -> Bases:
     for r in sorted(requests, key=lambda r: not _sticks_out(r.read.maps)):  # those that need a fill come first
         if not _sticks_out(r.read.maps) and any(key == r.key for key, _ in bases):
             continue
-        old = bases.get((r.key, r.fill))
+        old = bases.get((r.key, repr(r.fill)))
         padding = overhang(r.read.maps)
         if old is not None:
             padding = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(padding, old.padding, strict=True))
-        bases[r.key, r.fill] = _base(analysis, r, padding, {base.name for base in bases.values() if base is not old})
+        bases[r.key, repr(r.fill)] = _base(
+            analysis, r, padding, {base.name for base in bases.values() if base is not old}
+        )
     return bases
 
 
 def _base(analysis: Analysis, r: _Request, padding: tuple[tuple[int, int], ...], taken: set[str]) -> BaseTensor:
     value = re.sub(r"\W", "_", str(r.fill).replace("-", "minus_").replace("+", ""))
-    name = r.arg.name if r.fill == 0.0 else f"{r.arg.name}_fill_{value}"
+    name = r.arg.name if repr(r.fill) == "0.0" else f"{r.arg.name}_fill_{value}"
     while name in taken:  # one constant in two layouts
         name += "_"
     info = analysis.nodes.get(r.arg)
@@ -173,7 +175,7 @@ def _sticks_out(maps: tuple[AxisMap, ...]) -> bool:
 
 def _base_name(r: _Request, bases: Bases) -> str:
     if _sticks_out(r.read.maps):
-        return bases[r.key, r.fill].name
+        return bases[r.key, repr(r.fill)].name
     return next(base.name for (key, _), base in bases.items() if key == r.key)
 
 

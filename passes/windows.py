@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -129,5 +130,10 @@ class Windows:
         new.meta = {key: old.meta[key] for key in ("nn_module_stack", "stack_trace") if key in old.meta}
         new.meta["rule"] = rule
         if isinstance(old.meta.get("val"), Tensor):
-            new.meta["shape"] = tuple(old.meta["val"].shape[1:])
-            new.meta["input_sizes"] = [tuple(arg.meta["val"].shape[2:]) for arg in tensor_inputs(old)]
+            new.meta["shape"] = _known(old.meta["val"].shape[1:])
+            new.meta["input_sizes"] = [_known(arg.meta["val"].shape[2:]) for arg in tensor_inputs(old)]
+
+
+def _known(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes; -1 where the batch is folded in."""
+    return tuple(size if isinstance(size, int) else -1 for size in shape)

@@ -138,6 +138,8 @@ class IncrementalModule(nn.Module):
         """As `materialize`, of what `read` returned."""
         self._check_weights(hashed=True)
         autocast = self._checked_autocast()
+        if given.whole:
+            self.drop_base()  # it is of the tensors that the graphs hold now
         if self.inputs.fill([self.materializer, self.front, self.tail], given):
             self._executors = {}  # they may have packed them
         images = _channels_last(given.rows[0])

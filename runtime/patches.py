@@ -141,12 +141,13 @@ def pixels(images: Tensor, rows: IntArray, positions: IntArray, sizes: Sequence[
 
 
 def _tensor(values: Any, what: str, like: Tensor) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
     try:
-        return torch.as_tensor(values, dtype=like.dtype).to(like.device)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=like.dtype).to(like.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} must be numbers or a tensor, got {type(values).__name__}: {error}") from error
+    if tensor.is_complex():
+        raise InputError(f"{what} must be real numbers, got {tensor.dtype}")
+    return tensor
 
 
 def _check_sizes(sizes: tuple[int, ...], plan: Plan, what: str = "patch") -> None:

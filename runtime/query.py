@@ -106,6 +106,8 @@ def read_queries(
     fill = alphas[0].sizes if alphas[0] is not None else None
     sources = patch_sources(patches, plan, count, like, boxes, fill)
     shown = None if channels is None else channel_mask(channels, plan, like)
+    one = np.zeros(1, dtype=np.int64)  # a number may become infinite in the model's type
+    finite = is_finite(patches) and all(is_finite(source.rows(one)) for source in sources if source.constant)
     made = []
     for place, source, alpha in zip(places, sources, alphas, strict=True):
         if alpha is not None and alpha.sizes != source.sizes:
@@ -114,4 +116,4 @@ def read_queries(
             )
         check_positions(place, plan, source.sizes)
         made.append(Box(place, source, alpha, shown))
-    return Queries(tuple(made), check_base_index(base_index, count, bases), is_finite(patches))
+    return Queries(tuple(made), check_base_index(base_index, count, bases), finite)

@@ -41,7 +41,7 @@ def concat(record: OpRecord) -> Spatial | Refusal:
     for low, size in zip([0, *accumulate(sizes)], sizes, strict=False):
         place = Sliding(1, 1, low, 1, size, record.out.size(dim))
         maps.append(tuple(place if axis == dim else Identity(record.out.size(axis)) for axis in image.axes))
-    return Spatial(tuple(maps), summed=True)
+    return Spatial(tuple(maps), fill=-0.0, summed=True)  # x + 0.0 loses the sign of -0.0, x + -0.0 loses none
 
 
 @rule("aten.slice_scatter.default")

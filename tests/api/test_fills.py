@@ -156,12 +156,12 @@ def test_the_model_s_type(value: Any, dtype: torch.dtype, seed: int) -> None:
             torch.zeros(1, 3, 6, 5),
             "allowed are a number, [3], (3, 6, 5) for the patch and (3, 25, 22) for another image",
         ),
-        (kcompile.Blur(0), "sigma is 0; allowed are pixels above 0, one number or one per axis"),
+        (kcompile.Blur(0), "sigma is 0; allowed are 0 … 10000 pixels, one number or one per axis"),
         (kcompile.Blur(-1.0), "sigma is -1.0"),
         (kcompile.Blur(float("nan")), "sigma is nan"),
         (kcompile.Blur((1, 2, 3)), "sigma is (1, 2, 3)"),
         (kcompile.Blur("wide"), "sigma is 'wide'"),  # type: ignore[arg-type]
-        (kcompile.Noise(1.5), "seed is 1.5; allowed are integers"),  # type: ignore[arg-type]
+        (kcompile.Noise(1.5), "seed is 1.5; allowed are integers from 0 to 2**63 - 1"),  # type: ignore[arg-type]
     ],
 )
 def test_errors_say_what_was_given_and_what_is_allowed(value: Any, message: str) -> None:

@@ -213,7 +213,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
             "--value is '1,2'; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, or 3",
         ),
         (["--value", "blur:wide"], "--value is 'blur:wide'; allowed are mean, patch-mean"),
-        (["--value", "blur:-1"], "sigma is -1.0; allowed are pixels above 0"),
+        (["--value", "blur:-1"], "sigma is -1.0; allowed are 0 … 10000 pixels"),
         (["--value", "noise:1.5"], "--value is 'noise:1.5'"),
         (["--value", "mean:2"], "--value is 'mean:2'"),
         (["--overlap", "0.5"], "stride is (16, 16) and overlap is 0.5; allowed is one of them"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -195,6 +197,8 @@ def test_a_constant_must_stay() -> None:
         ({"example_inputs": (noise((1, *SHAPE)),), "patched_input": 1}, "patched_input=1 is not among them"),
         ({"example_inputs": {"x": noise((1, *SHAPE))}}, "patched_input=0 is not among them"),
         ({"example_inputs": (noise((1, 4)),)}, "patched_input=0 is a tensor (1, 4)"),
+        ({"example_inputs": (noise((0, *SHAPE)),)}, "patched_input=0 is a tensor (0, 3, 20, 23)"),
+        ({"example_inputs": (noise(SHAPE),), "patch_shape": (3, 3)}, "have shape (2, 20, 23); allowed is a batch"),
         (
             {"example_inputs": (noise((1, *SHAPE)),), "input_shape": (3, 9, 9)},
             "input_shape is (3, 9, 9), but the images",
@@ -204,7 +208,7 @@ def test_a_constant_must_stay() -> None:
 def test_bad_examples(keywords: dict[str, Any], message: str) -> None:
     """Each says what was given."""
     with refused(kcompile.InputError, message):
-        kcompile.incrementalize(nn.ReLU().eval(), patch_shape=3, **keywords)
+        kcompile.incrementalize(nn.ReLU().eval(), **{"patch_shape": 3, **keywords})
 
 
 def test_verify(by_name: kcompile.IncrementalModule) -> None:
@@ -352,3 +356,89 @@ def test_rows_that_are_exchanged() -> None:
     model = Mixing(lambda f: f.flip(0)).eval()
     with refused(kcompile.CaptureError, "could not trace"):
         kcompile.incrementalize(model, patch_shape=PATCH, example_inputs=(noise((2, *SHAPE)), noise((2, 5))))
+
+
+class Ordered(nn.Module):
+    """Two images whose names are not in the order of the alphabet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, f: Tensor) -> Tensor:
+        return self.one(x).mean((2, 3)) * 2 + self.two(f).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["module", "exported", "symbolic trace"])
+def test_names_in_another_order(kind: str) -> None:
+    """Programs take their inputs in the signature's order."""
+    plain = Ordered().eval()
+    pair = {"f": noise((2, *SHAPE)), "x": noise((2, *SHAPE))}
+    given: Any = plain
+    if kind == "exported":
+        rows = {name: {0: torch.export.Dim.DYNAMIC} for name in ("x", "f")}
+        given = torch.export.export(plain, (), {"x": pair["x"], "f": pair["f"]}, dynamic_shapes=rows, strict=False)
+    elif kind == "symbolic trace":
+        given = torch.fx.symbolic_trace(plain)
+    inc = kcompile.incrementalize(given, patch_shape=PATCH, example_inputs=pair, patched_input="x")
+    before = inc.materialize(**pair)
+    torch.testing.assert_close(before, plain(**pair).detach())
+    got = inc.forward_patches(3.0, POSITIONS)
+    full = paste(pair["x"][:1].expand(5, -1, -1, -1), torch.full((5, 3, *PATCH), 3.0), POSITIONS)
+    with torch.no_grad():
+        assert_equivalent(got, plain(full, pair["f"][:1].expand(5, -1, -1, -1)), before[:1])
+
+
+def test_a_base_that_failed_is_none() -> None:
+    """The graphs hold the new table already: the old base is dropped."""
+    inc = kcompile.incrementalize(Structured().eval(), patch_shape=PATCH, example_inputs=structured(2))
+    inc.materialize(*structured(1))
+    with mock.patch.object(inc, "_materialized", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        inc.materialize(*structured(1))
+    with refused(kcompile.NotMaterializedError, "materialize"):
+        inc.forward_patches(0.0, POSITIONS)
+
+
+@dataclass
+class Call:
+    """A model's own class as its input."""
+
+    image: Tensor
+    facts: Tensor
+
+
+def test_a_dataclass_as_input() -> None:
+    """PyTorch must know it; the path may name a field."""
+    torch.export.register_dataclass(Call)
+    model = nn.Module()
+    model.forward = lambda call: call.image.mean((2, 3)) * call.facts  # type: ignore[method-assign]
+    call = Call(noise((2, *SHAPE)), noise((2, 3)))
+    inc = kcompile.incrementalize(model, patch_shape=PATCH, example_inputs=(call,), patched_input=(0, "image"))
+    torch.testing.assert_close(inc.materialize(call), call.image.mean((2, 3)) * call.facts)
+
+
+class Averaged(nn.Module):
+    """Test-time augmentation: the image and its mirror image in one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(torch.cat([x, x.flip(3)], 0))
+        one, two = maps.chunk(2)
+        return self.head(maps.amax((2, 3))).view(2, -1, 5).mean(0) + (one * two).mean((1, 2, 3))[:, None]
+
+
+def test_a_batch_that_is_doubled(tmp_path: Path) -> None:
+    """Folded and unfolded, with the batch not in front; such a module can be saved."""
+    model = Averaged().eval()
+    inc = kcompile.incrementalize(model, SHAPE, PATCH)
+    inc.save(tmp_path / "module")
+    for module in (inc, kcompile.load(tmp_path / "module")):
+        image, patches = noise((1, *SHAPE)), noise((5, 3, *PATCH), size=3.0)
+        before = module.materialize(image)
+        got = module.forward_patches(patches, POSITIONS)
+        with torch.no_grad():
+            full = model(paste(image.expand(5, -1, -1, -1), patches, POSITIONS))
+        assert_equivalent(got, full, before)

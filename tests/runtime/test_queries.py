@@ -220,12 +220,36 @@ def test_an_empty_slice(seed: int) -> None:
     )
 
 
+def test_numbers_that_overflow(seed: int) -> None:
+    """Infinite only in the model's type: NaN is not lost to fused activations."""
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), SHAPE, torch.float32)
+    inc = incremental(model, SHAPE, PATCH)
+    inc.materialize(noise(SHAPE))
+    large = inc.forward_patches(torch.tensor(1e39, dtype=torch.float64), positions(seed, 3))
+    infinite = inc.forward_patches(torch.inf, positions(seed, 3))
+    assert bool(infinite.isnan().any())
+    torch.testing.assert_close(large, infinite, equal_nan=True)
+
+
+def test_a_join_keeps_the_sign_of_zero() -> None:
+    """Along rows, too: 1 / -0.0 is -inf."""
+    model = Call(lambda y: 1 / torch.cat([-y.relu(), y], 2))
+    inc = incremental(model, SHAPE, PATCH)
+    image = noise(SHAPE)
+    inc.materialize(image)
+    got = inc.forward_patches(-1.0, [[3, 4]])
+    want = model(paste(image[None], torch.full((1, 3, *PATCH), -1.0), np.array([[3, 4]])))
+    assert torch.equal(got, want)
+    assert bool((want == -torch.inf).any())
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"mask": torch.ones(7, 5)}, "a 7x5 mask does not fit"),
         ({"mask": torch.ones(3, 6, 5)}, "the mask has shape (3, 6, 5); allowed are [h, w], [2, h, w] and [2, 3, h, w]"),
         ({"mask": torch.full((6, 5), 1.5)}, "the mask has values outside 0 … 1"),
+        ({"mask": torch.ones(6, 5) * 1j}, "the mask must be real numbers, got torch.complex64"),
         ({"mask": "disc"}, "the mask must be numbers or a tensor, got str"),
         ({"mask": torch.ones(4, 4), "patches": torch.zeros(3, 6, 5)}, "the mask is 4x4, the patch 6x5"),
         ({"channels": 3}, "channels is 3; allowed are numbers of the image's channels, 0 … 2"),

@@ -124,6 +124,8 @@ def equalise(x: Tensor) -> Tensor:
         (0.5, equalise, "the transform looks at more than each pixel (the whole picture's statistics"),
         (0.5, v1.RandomHorizontalFlip(1.0), "give the transform's pixel-by-pixel part alone, or value in the model's"),
         (0.5, lambda x: x + torch.rand(3, 1, 1), "the transform looks at more than each pixel"),
+        (0.5, lambda x: x / x.max().clamp_min(1e-3), "the transform looks at more than each pixel"),
+        (0.5, lambda x: x - x.min(), "the transform looks at more than each pixel"),
         (torch.rand(3, *PATCH), equalise, "the transform looks at more than each pixel"),
         (torch.rand(3, *PATCH), v1.Compose([v1.Resize(9), torch.sqrt]), "is no factor and offset per channel"),
         (torch.rand(SHAPE), v1.Compose([v1.Resize(9), v1.Grayscale(3)]), "is no factor and offset per channel"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from kcompile.passes.infra import PassResult, add_constant, aten, calls, constant, finish
 
+_HALVES = (torch.bfloat16, torch.float16)
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
@@ -17,7 +19,9 @@ _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 class FoldBatchNorm:
     """Fold inference batch norm into the convolution before it; elsewhere it becomes ``shift + x * scale``.
 
-    Scales are computed in float64. ``y = (x - mean) / sqrt(var + eps) * weight + bias``.
+    In half precision nothing is folded, and the norm computes in float32 as the model's own does: rounded weights would
+    err more than twice as much as the model. Scales are computed in float64.
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``.
     """
 
     name: str = "fold-batch-norm"
@@ -63,7 +67,7 @@ def _fold_into_conv(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift:
         return False
     weight, bias = constant(module, conv.args[1]), conv.args[2] if len(conv.args) > 2 else None
     old_bias = constant(module, bias)
-    if weight is None or (bias is not None and old_bias is None):
+    if weight is None or weight.dtype in _HALVES or (bias is not None and old_bias is None):
         return False
     shape = [-1] + [1] * (weight.dim() - 1)
     new_weight = (weight.detach().double() * scale.view(shape)).to(weight.dtype)
@@ -77,13 +81,23 @@ def _fold_into_conv(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift:
 
 
 def _as_addcmul(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift: Tensor) -> None:
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    source: Any = node.args[0]
+    value: Tensor = source.meta["val"]
+    half = value.dtype in _HALVES
+    dtype = torch.float32 if half else value.dtype
     shape = [-1] + [1] * (value.dim() - 2)
-    scale_node = add_constant(module, node, f"{node.name}_scale", scale.to(value.dtype).view(shape))
-    shift_node = add_constant(module, node, f"{node.name}_shift", shift.to(value.dtype).view(shape))
+    scale_node = add_constant(module, node, f"{node.name}_scale", scale.to(dtype).view(shape))
+    shift_node = add_constant(module, node, f"{node.name}_shift", shift.to(dtype).view(shape))
+    wide = value.to(dtype)
     with module.graph.inserting_before(node):
-        affine = module.graph.call_function(aten.addcmul.default, (shift_node, node.args[0], scale_node))
-    affine.meta = {**node.meta, "val": value}
+        if half:
+            source = module.graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
+            source.meta = {**node.meta, "val": wide}
+        affine = module.graph.call_function(aten.addcmul.default, (shift_node, source, scale_node))
+        affine.meta = {**node.meta, "val": wide}
+        if half:
+            affine = module.graph.call_function(aten._to_copy.default, (affine,), {"dtype": value.dtype})
+            affine.meta = {**node.meta, "val": value}
     _replace_result(module, node, affine)
 
 

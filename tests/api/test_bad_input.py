@@ -234,7 +234,11 @@ def test_occlusion_of_models_that_cannot_be_explained() -> None:
         kcompile.InputError, "the image is a dict: compile a model with several inputs first", "example_inputs"
     ):
         kcompile.occlusion(network().eval(), {"image": image})
-    with refused(kcompile.InputError, "must be a torch.nn.Module, got function"):
+    with refused(
+        kcompile.InputError,
+        "must be a torch.nn.Module",
+        "got function",
+    ):
         kcompile.occlusion(lambda x: x, image, PATCH)  # type: ignore[arg-type]
     with refused(kcompile.InputError, "the model does not run on images of shape (3, 30, 37)"):
         kcompile.occlusion(conv(4, 2).eval(), image, PATCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 import kcompile
 from kcompile.core.interval import IntArray
 from kcompile.passes import pipeline
-from kcompile.passes.capture import Captured, capture
+from kcompile.passes.capture import Captured, Example, capture
 from tests.support.networks import Residual, conv_bn_relu, pooled_head, ready
 from tests.support.running import incremental_wherever_possible, paste
 
@@ -79,13 +80,13 @@ def captured_once() -> Iterator[None]:
     """Capture each model once per type, however often it is compiled: torch.export takes nearly all the time."""
     seen: dict[tuple[int, torch.dtype], Captured] = {}
 
-    def cached(model: nn.Module, example: Tensor) -> Captured:
-        key = (id(model), example.dtype)
+    def cached(model: nn.Module, example: Example) -> Captured:
+        key = (id(model), example.images.dtype)
         if key not in seen:
             seen[key] = capture(model, example)
         module, graph = seen[key].module, fx.Graph()
         graph.output(graph.graph_copy(module.graph, val_map={}))
-        return Captured(fx.GraphModule(module, graph), seen[key].out_spec)
+        return replace(seen[key], module=fx.GraphModule(module, graph))
 
     with mock.patch.object(pipeline, "capture", cached):
         yield

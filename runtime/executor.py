@@ -219,12 +219,20 @@ class Executor:
         parts = list(zip(*(whole for _, whole in waiting), strict=True))
         inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
-        def run(some: IntArray) -> tuple[Tensor, ...]:
-            # The tail may write into its inputs: after a failure they are made anew.
-            return tuple(self.tail(*(inputs if len(some) == len(rows) else self._front(call, rows[some]))))
+        tried: set[int] = set()
 
-        for some, outputs in in_parts(run, np.arange(len(rows)), self._smaller):
-            yield rows[some], outputs
+        def run(some: IntArray) -> tuple[Tensor, ...]:
+            first, last = int(some[0]), int(some[-1]) + 1
+            if first in tried:  # the tail may write into its inputs: after a failure they are made anew
+                return tuple(self.tail(*self._front(call, rows[some])))
+            tried.update(range(first, last))
+            return tuple(self.tail(*(x[first:last] for x in inputs)))
+
+        fits = int(self.tail_bytes / max(self.tail_values * inputs[0].element_size(), 1))
+        most = max(fits, FULL_BATCH)
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // most)):
+            for part, outputs in in_parts(run, some, self._smaller):
+                yield rows[part], outputs
 
 
 def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Tensor]:

@@ -229,7 +229,7 @@ class Executor:
             return tuple(self.tail(*(x[first:last] for x in inputs)))
 
         fits = int(self.tail_bytes / max(self.tail_values * inputs[0].element_size(), 1))
-        most = max(fits, FULL_BATCH)
+        most = max(2 * fits, FULL_BATCH)  # a front's batch more than fits is no reason to read all weights twice
         for some in np.array_split(np.arange(len(rows)), -(-len(rows) // most)):
             for part, outputs in in_parts(run, some, self._smaller):
                 yield rows[part], outputs

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.cuda_ops import reference
@@ -139,6 +140,72 @@ def test_opcheck(axes: int, name: str, seed: int) -> None:
     torch.library.opcheck(
         getattr(ops, name).default, given, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     )
+
+
+def moved(given: tuple[Any, ...], device: str) -> tuple[Any, ...]:
+    """Arguments with all tensors on a device."""
+    result: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
+    return result
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose", "crop"])
+@pytest.mark.parametrize("axes", AXES)
+def test_opcheck_on_the_gpu(axes: int, name: str, seed: int) -> None:
+    given = crop_arguments(axes) if name == "crop" else arguments(random_geometry(axes))[name]
+    torch.library.opcheck(
+        getattr(ops, name).default,
+        moved(given, "cuda"),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+class Call(nn.Module):
+    """An op with something around it; sizes and the like are fixed."""
+
+    def __init__(self, name: str, rest: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.op, self.rest = getattr(ops, name), rest
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        first, *others = tensors
+        return 2 * self.op(first + 1, *others, *self.rest).relu()  # type: ignore[no-any-return]
+
+
+def as_call(name: str, device: str) -> tuple[Call, tuple[Tensor, ...]]:
+    """A module with an op, and its tensors."""
+    if name in ("crop", "resample"):
+        given = crop_arguments(2) if name == "crop" else resample_arguments(2)
+    else:
+        given = arguments(random_geometry(2))[name]
+    given = moved(given, device)
+    count = next((i for i, arg in enumerate(given) if not isinstance(arg, Tensor)), len(given))
+    return Call(name, given[count:]), given[:count]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose", "crop", "resample"])
+def test_under_torch_compile(name: str, device: str, seed: int) -> None:
+    call, tensors = as_call(name, device)
+    want = call(*tensors)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors), want)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose", "crop"])
+def test_in_an_exported_program(name: str, device: str, seed: int) -> None:
+    call, tensors = as_call(name, device)
+    program = torch.export.export(call, tensors, strict=False).run_decompositions({})
+    assert [str(n.target) for n in program.graph.nodes if "kcompile" in str(n.target)] == [f"kcompile.{name}.default"]
+    assert torch.equal(program.module()(*tensors), call(*tensors))
 
 
 @pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose"])

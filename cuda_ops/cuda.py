@@ -1,0 +1,56 @@
+"""CUDA kernels of the ops: one launch for a batch; where kernels can't be used, the pure-torch reference runs."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from kcompile.cuda_ops import reference
+from kcompile.cuda_ops.launch import THREADS, launcher
+from kcompile.cuda_ops.packing import AXES, LIMIT, Frame, Source, widest
+
+
+def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
+    """See `reference.gather`."""
+    made = _windows(Source(base, origins=origins), origins.shape[0], extent)
+    return reference.gather(base, origins, extent) if made is None else made
+
+
+def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
+    """See `reference.superimpose`."""
+    source = Source(window.movedim(1, -1), patch, offsets=offsets)
+    made = _windows(source, window.shape[0], list(window.shape[2:]))
+    return reference.superimpose(window, patch, offsets) if made is None else made
+
+
+def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Tensor, extent: list[int]) -> Tensor:
+    """See `reference.gather_superimpose`."""
+    made = _windows(Source(base, patch, origins, offsets), origins.shape[0], extent)
+    return reference.gather_superimpose(base, patch, origins, offsets, extent) if made is None else made
+
+
+def crop(window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: list[int], shift: list[int]) -> Tensor:
+    """See `reference.crop`."""
+    source = Source(window.movedim(1, -1), start=start, at=at, stride=stride, shift=shift)
+    made = _windows(source, window.shape[0], size)
+    return reference.crop(window, start, at, size, stride, shift) if made is None else made
+
+
+def _windows(source: Source, queries: int, extent: list[int]) -> Tensor | None:
+    """Copy windows; None where the kernel can't."""
+    base = source.base
+    if not 1 <= len(extent) <= AXES or prod(extent) * base.shape[-1] * base.element_size() >= LIMIT:
+        return None
+    run = launcher(base.device)
+    if run is None:
+        return None
+    cells = base.new_empty((queries, *extent, base.shape[-1]))
+    laid = cells.movedim(-1, 1)
+    if not laid.numel():
+        return laid
+    source, frame = source.on(base.device), Frame(cells)
+    unit = widest(source.bits() | frame.bits())
+    defines = (("UNIT_BYTES", unit), ("SPATIAL_AXES", len(extent)))
+    run.launch("windows", defines, frame.grid(unit, THREADS), source.pack(unit) + frame.pack(unit))
+    return laid

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import kcompile
+from benchmarks.machine import summary
 from benchmarks.maps import occluded, positions_of
 from benchmarks.networks import network
-from benchmarks.occlusion import RESULTS, machine
+from benchmarks.occlusion import RESULTS
 from kcompile import captum as our_captum
 from kcompile import monai as our_monai
 from kcompile.runtime.recognition import cut, recognise
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     inc = kcompile.incrementalize(model, (1, 3, size, size), args.patch)
     inc.executor()
     image = torch.randn(1, 3, size, size)
-    report: dict[str, Any] = {"machine": machine(args.threads), **vars(args), "recognition": [], "maps": []}
+    report: dict[str, Any] = {"machine": summary(args.threads), **vars(args), "recognition": [], "maps": []}
     for rows in (1, args.batch):
         report["recognition"].append(recognition(inc, image, rows, args))
     for name in args.explainers:

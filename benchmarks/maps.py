@@ -31,8 +31,14 @@ def positions_of(size: int, patch: int, stride: int) -> IntArray:
     return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
 
 
-def occluded(image: Tensor, positions: IntArray, patch: int, value: float = 0.0) -> Tensor:
-    """Copies [N, C, H, W] of an image [C, H, W] with a square of one value each, channels-last; one pass on its device.
+def occluded(
+    image: Tensor,
+    positions: IntArray,
+    patch: int,
+    value: float = 0.0,
+    layout: torch.memory_format = torch.channels_last,
+) -> Tensor:
+    """Copies [N, C, H, W] of an image [C, H, W] with a square of one value each; one pass on its device.
 
     Squares that stick out are cropped.
     """
@@ -41,8 +47,7 @@ def occluded(image: Tensor, positions: IntArray, patch: int, value: float = 0.0)
         steps = torch.arange(image.shape[axis + 1], device=image.device) - first[:, None]
         inside.append((steps >= 0) & (steps < patch))
     mask = (inside[0][:, :, None] & inside[1][:, None, :]).unsqueeze(1)
-    last = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return last.masked_fill(mask, value).contiguous(memory_format=torch.channels_last)
+    return image.unsqueeze(0).contiguous(memory_format=layout).masked_fill(mask, value).contiguous(memory_format=layout)
 
 
 def own_box_bound(inc: IncrementalModule, positions: IntArray) -> float:

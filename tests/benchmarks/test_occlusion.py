@@ -1,4 +1,4 @@
-"""The occlusion benchmark: a smoke test, and samples of whole batches."""
+"""The CPU benchmark from its command line, on a tiny network."""
 
 from __future__ import annotations
 
@@ -6,89 +6,98 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import kcompile
-from benchmarks import maps, occlusion
-from kcompile.runtime import executor
+from benchmarks import occlusion
+from benchmarks.cpu import cases
+from benchmarks.cpu.steps import KINDS
 
-
-@pytest.fixture(scope="module")
-def inc() -> kcompile.IncrementalModule:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1), nn.Flatten()]
-    model = nn.Sequential(*layers, nn.Linear(8 * 64, 5)).eval()
-    return kcompile.incrementalize(model, (1, 3, 32, 32), 6)
+SMALL = ["tiny", "--patch", "6", "--stride", "2", "--rounds", "2", "--threads", str(torch.get_num_threads())]
 
 
-def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def tiny(name: str, size: int = 0) -> tuple[nn.Module, int]:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 5)).eval(), 16
-
-    monkeypatch.setattr(occlusion, "network", tiny)
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command and gives its report; what it printed and wrote must agree."""
     monkeypatch.setattr(occlusion, "RESULTS", tmp_path)
-    threads = str(torch.get_num_threads())
-    occlusion.main(["tiny", "--patch", "4", "--stride", "2", "--rounds", "3", "--threads", threads, "--write", "out"])
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert row["positions"] == row["timed"] == 49
+
+    def report(*words: str) -> Any:
+        occlusion.main([*SMALL, *words, "--write", "out"])
+        assert (tmp_path / "out.md").read_text() in capsys.readouterr().out
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return report
+
+
+def check(row: dict[str, Any], names: set[str]) -> None:
+    assert row["counts"]
     assert row["error"] <= 1e-5
     assert row["change"] >= 1e-3
-    assert row["lowest"] <= row["ratio"] <= row["highest"]
-    assert (tmp_path / "out.md").read_text() in capsys.readouterr().out
+    assert set(row["baselines"]) | set(row["skipped"]) == names
+    assert set(row["baselines"]) >= {"eager"}
+    for name, found in row["baselines"].items():
+        assert found["lowest"] <= found["ratio"] <= found["highest"]
+        assert found["share_of_bound"] == pytest.approx(found["ratio"] / row["bound"])
+        if name not in ("eager", "captum"):
+            assert found["error"] <= (0.1 if name == "openvino" else 1e-5)
 
 
-@pytest.mark.parametrize("count", [0, 1, 40, 300, 10_000])
-def test_a_sample_is_whole_batches_of_the_maps_schedule(inc: kcompile.IncrementalModule, count: int) -> None:
-    everything = maps.positions_of(32, 6, 1)
-    whole = {tuple(rows) for rows in maps._batches(inc, everything)}
-    sample = maps.sample_of(inc, everything, count)
-    assert {tuple(sample.rows[batch]) for batch in sample.batches} <= whole
-    assert len(set(sample.rows)) == len(sample.rows) == sum(map(len, sample.batches))
-    if count in (0, 10_000):
-        assert len(sample.rows) == len(everything)
-    else:
-        assert abs(len(sample.rows) - count) <= 2 * max(map(len, whole))
+def test_maps(run: Any) -> None:
+    names = {"eager", "onnxruntime", "openvino-f32", "openvino", "captum"}
+    report = run("--baselines", *sorted(names - {"eager"}))
+    (row,) = report["rows"]
+    check(row, names)
+    assert row["positions"] == row["timed"] == 196
+    assert set(row["steps"]) == set(KINDS)
+    assert sum(row["steps"].values()) == pytest.approx(1)
+    assert min(row["steps"].values()) >= 0
+    if row["memory"] is not None:
+        assert row["memory"]["incremental"] > 0
+        assert row["memory"]["ratio"] == row["memory"]["incremental"] / row["memory"]["full"]
+    assert report["machine"]["packages"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_a_sample_costs_per_position_what_the_map_does(inc: kcompile.IncrementalModule) -> None:
-    everything = maps.positions_of(32, 6, 1)
-    macs = maps.own_box_macs(inc, everything)
-    sample = maps.sample_of(inc, everything, 200)
-    assert macs[sample.rows].mean() == pytest.approx(macs.mean(), rel=0.05)
+def test_interactive(run: Any) -> None:
+    rows = run("--suite", "interactive", "--queries", "1", "20", "--baselines", "eager")["rows"]
+    assert [(row["queries"], row["positions"], row["batch"]) for row in rows] == [(1, 1, 1), (20, 20, 16)]
+    for row in rows:
+        check(row, {"eager"})
+        assert row["memory"] is None
+        assert row["steps"]["materialise"] == 0
 
 
-def test_a_sample_runs_as_scheduled(inc: kcompile.IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = maps.positions_of(32, 6, 2)
-    sample = maps.sample_of(inc, everything, 60)
-    seen: list[int] = []
-    arguments = executor.Executor.arguments
-
-    def spy(self: Any, store: Any, patches: Any, positions: Any, *rest: Any) -> Any:
-        seen.append(len(positions))
-        return arguments(self, store, patches, positions, *rest)
-
-    monkeypatch.setattr(executor.Executor, "arguments", spy)
-    inc.materialize(torch.rand(3, 32, 32))
-    with sample.scheduled():
-        mine = inc.forward_patches(0.0, sample.positions)
-    assert seen == [len(batch) for batch in sample.batches]
-    assert sample.scheduling > 0
-    torch.testing.assert_close(mine, inc.forward_patches(0.0, everything)[torch.from_numpy(sample.rows)])
+def test_samples(run: Any) -> None:
+    words = ["--suite", "samples", "--sample", "50", "--baselines", "eager", "--no-steps", "--no-memory"]
+    rows = run(*words, "--patch", "5", "6", "--stride", "1")["rows"]
+    threads = torch.get_num_threads()
+    assert {(row["patch"], row["threads"]) for row in rows} == {(5, threads), (6, threads), (5, 1), (6, 1)}
+    for row in rows:
+        check(row, {"eager"})
+        assert row["steps"] is row["memory"] is None
+        assert row["timed"] < row["positions"] == (33 - row["patch"]) ** 2
 
 
-def test_occluded_images(seed: int) -> None:
-    image, positions = torch.randn(3, 7, 9), np.array([[0, 0], [4, 6], [-2, 3], [5, 8]])
-    images = maps.occluded(image, positions, 3)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    for row, (top, left) in enumerate(positions.tolist()):
-        want = image.clone()
-        want[:, max(top, 0) : top + 3, max(left, 0) : left + 3] = 0
-        assert torch.equal(images[row], want)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile's own
+def test_compiled(run: Any) -> None:
+    (row,) = run("--baselines", "compile", "--no-steps", "--no-memory")["rows"]
+    check(row, {"eager", "compile"})
 
 
-def test_positions() -> None:
-    assert maps.positions_of(8, 4, 3).tolist() == [[0, 0], [0, 3], [3, 0], [3, 3]]
+def test_the_suites_cover_what_they_should() -> None:
+    whole = cases.maps([], 2)
+    assert [case.network for case in whole] == ["vgg16", "resnet18", "inception_v3", "resnet50"]
+    assert all((case.patch, case.stride, case.sample, case.queries) == (16, 4, 0, 0) for case in whole)
+    some = cases.samples([], 2)
+    assert {case.network for case in some} == {*cases.MAIN, *cases.OTHERS}
+    assert all(0 < case.sample <= 64 for case in some)
+    vgg = {(case.patch, case.stride, case.threads) for case in some if case.network == "vgg16"}
+    assert vgg == {(8, 4, 2), (32, 4, 2), (16, 8, 2), (16, 4, 1)}
+    assert {case.queries for case in cases.interactive([], 2)} == {1, 16, 64, 256}
+
+
+@pytest.mark.parametrize("words", [["--suite", "all"], ["--baselines", "tensorflow"]])
+def test_what_does_not_exist_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        occlusion.main(words)
+    assert f"invalid choice: '{words[1]}'" in capsys.readouterr().err

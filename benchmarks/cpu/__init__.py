@@ -1,0 +1,1 @@
+"""Parts of the CPU benchmark (`benchmarks/occlusion.py` is its command line)."""

@@ -1,6 +1,6 @@
 """The ops of incremental inference, ``torch.ops.kcompile.*``; importing this package registers them."""
 
-from kcompile.cuda_ops import cpu, reference
+from kcompile.cuda_ops import cpu, reference, winograd
 from kcompile.cuda_ops.schema import LIBRARY
 
 for _name in ("gather", "superimpose", "gather_superimpose"):
@@ -9,3 +9,5 @@ for _name in ("gather", "superimpose", "gather_superimpose"):
 for _name in ("crop", "resample"):
     LIBRARY.impl(_name, getattr(reference, _name), "CPU")
     LIBRARY.impl(_name, getattr(reference, _name), "CUDA")
+for _name in ("winograd", "gather_winograd"):
+    LIBRARY.impl(_name, getattr(winograd, _name), "CPU")

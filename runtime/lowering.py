@@ -1,7 +1,8 @@
-"""CPU lowering: convolutions run as oneDNN primitives with prepacked weights and fused bias, add and activation.
+"""CPU lowering: convolutions by minimal filtering or as oneDNN primitives, with packed weights and fused neighbours.
 
-The emitted modules are the reference; a lowered module gives the same values up to rounding, except that oneDNN's fused
-activations turn NaN into 0. Without oneDNN (or in another type than float32) modules stay as they are.
+Bias, addition and activation go into them. The emitted modules are the reference; lowered ones give the same values up
+to rounding, except where they aren't finite: oneDNN's fused activations turn NaN into 0, a filtering tile reads more
+cells than one result needs. Without oneDNN (or in another type than float32) modules stay as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from kcompile.cuda_ops import winograd
+from kcompile.runtime import filtering
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
@@ -40,6 +44,8 @@ _FRESH = {
     "aten.conv2d.default",
     "mkldnn._convolution_pointwise.default",
     "mkldnn._convolution_pointwise_.binary",
+    "kcompile.winograd.default",
+    "kcompile.gather_winograd.default",
 }
 
 
@@ -79,30 +85,44 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], own
     value = _tensor(module, weight)
     if value is None or value.dtype is not torch.float32 or (bias is not None and _tensor(module, bias) is None):
         return
-    add, other = _residual(conv, owned)
+    geometry = (padding, stride, dilation, groups)
+    sizes = _usual(value, sizes, geometry)
+    own = [0, 0] if isinstance(padding, fx.Node) else padding
+    tile = filtering.tile_for(value, sizes, own, stride, dilation, groups)
+    add, other = _residual(conv)
+    if add is not None and other is not None and tile is None and not _fresh(other, owned):
+        add = other = None
     last = add or conv
     activation = _sole_user(last)
-    attr, scalars = _activation(activation)
-    if add is not None and attr not in _AFTER_SUM:
-        attr, scalars = "none", []
-    last = activation if attr != "none" and activation is not None else last
-    packed = _pack(module, conv, value, sizes, (padding, stride, dilation, groups))
-    with module.graph.inserting_before(last):
-        geometry = (packed, bias, padding, stride, dilation, groups)
-        if other is not None:
-            post = (None, [], None) if attr == "none" else (attr, scalars, None)
-            fused = module.graph.call_function(
-                mkldnn._convolution_pointwise_.binary, (other, image, *geometry, "add", 1.0, *post)
-            )
-        else:
-            fused = module.graph.call_function(
-                mkldnn._convolution_pointwise.default, (image, *geometry, attr, scalars, None)
-            )
+    if tile is not None:
+        packed = _keep(module, conv, winograd.pack(value, tile))
+        with module.graph.inserting_before(last):
+            arguments = (module.graph, conv, (image, bias, padding), packed, value.shape[0], tile, other, activation)
+            fused, clamps = filtering.insert(*arguments)
+        last = activation if clamps and activation is not None else last
+    else:
+        attr, scalars = _activation(activation)
+        if add is not None and attr not in _AFTER_SUM:
+            attr, scalars = "none", []
+        last = activation if attr != "none" and activation is not None else last
+        packed = _keep(module, conv, _pack(value, sizes, geometry))
+        with module.graph.inserting_before(last):
+            fused = _onednn(module.graph, (image, packed, bias, *geometry), other, attr, scalars)
     fused.meta = dict(last.meta)
     last.replace_all_uses_with(fused)
     for node in dict.fromkeys((last, add, conv)):
         if node is not None:
             module.graph.erase_node(node)
+
+
+def _onednn(
+    graph: fx.Graph, arguments: tuple[Any, ...], other: fx.Node | None, attr: str, scalars: list[float]
+) -> fx.Node:
+    image, *rest = arguments
+    if other is None:
+        return graph.call_function(mkldnn._convolution_pointwise.default, (image, *rest, attr, scalars, None))
+    post = (None, [], None) if attr == "none" else (attr, scalars, None)
+    return graph.call_function(mkldnn._convolution_pointwise_.binary, (other, image, *rest, "add", 1.0, *post))
 
 
 def _arguments(conv: fx.Node) -> list[Any]:
@@ -140,31 +160,44 @@ def _activation(node: fx.Node | None) -> tuple[str, list[float]]:
     return name, [*given, *default[len(given) :]]
 
 
-def _residual(conv: fx.Node, owned: bool) -> tuple[fx.Node | None, fx.Node | None]:
-    """The addition that alone uses a convolution, and its other operand, if the sum can be formed in place."""
+def _residual(conv: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The addition that alone uses a convolution, and its other operand, if that has the same cells."""
     add = _sole_user(conv)
     if add is None or add.target is not aten.add.Tensor or len(add.args) != 2 or add.kwargs:
         return None, None
     other = add.args[1] if add.args[0] is conv else add.args[0]
-    if not isinstance(other, fx.Node) or other is conv or len(other.users) > 1:
+    if not isinstance(other, fx.Node) or other is conv:
         return None, None
     same = other.meta.get("shape") == conv.meta.get("shape") is not None  # else one of them is broadcast
     whole = "read" not in other.meta or other.meta["read"].maps_are_identities
-    fresh = owned if other.op == "placeholder" else str(other.target) in _FRESH
-    return (add, other) if fresh and same and whole else (None, None)
+    return (add, other) if same and whole else (None, None)
 
 
-def _pack(
-    module: fx.GraphModule, conv: fx.Node, weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]
-) -> fx.Node:
+def _fresh(other: fx.Node, owned: bool) -> bool:
+    """True if a sum may be formed in this tensor."""
+    return len(other.users) == 1 and (owned if other.op == "placeholder" else str(other.target) in _FRESH)
+
+
+def _usual(weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]) -> list[int]:
+    """Where the op pads by itself, a window may be narrower than the kernel."""
+    padding, _, dilation, _ = geometry
+    if not isinstance(padding, fx.Node):
+        return list(sizes)
+    spans = [(kernel - 1) * step + 1 for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
+    return [max(size, span) for size, span in zip(sizes, spans, strict=True)]
+
+
+def _pack(weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]) -> Tensor:
     padding, stride, dilation, groups = geometry
-    name = f"packed_{conv.name}"
-    if isinstance(padding, fx.Node):  # where the op pads by itself, a window may be narrower than the kernel
-        padding = [0, 0]
-        spans = [(kernel - 1) * step + 1 for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
-        sizes = [max(size, span) for size, span in zip(sizes, spans, strict=True)]
+    padding = [0, 0] if isinstance(padding, fx.Node) else padding
     size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
-    packed = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
+    packed: Tensor = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
+    return packed
+
+
+def _keep(module: fx.GraphModule, conv: fx.Node, packed: Tensor) -> fx.Node:
+    """Packed weights as a buffer of the module, read before the convolution."""
+    name = f"packed_{conv.name}"
     module.register_buffer(name, packed, persistent=False)
     with module.graph.inserting_before(conv):
         return module.graph.get_attr(name)

@@ -52,7 +52,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
     given = {name: getattr(args, name) for name in ("patch", "stride", "queries", "sample", "size")}
     varied = {name: values for name, values in given.items() if values is not None}
     changes = [dict(zip(varied, values, strict=True)) for values in product(*varied.values())]
-    changed = dict.fromkeys(replace(case, **change) for case in listed for change in changes)
+    varied_cases = (replace(case, **change) for case in listed for change in changes)
+    changed = dict.fromkeys(replace(case, sample=0) if case.queries else case for case in varied_cases)
     networks = [case.network for case in changed]  # cases that share baselines go together
     return sorted(changed, key=lambda case: (networks.index(case.network), -case.threads, case.batch(args.batch)))
 
@@ -63,7 +64,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=list(SUITES), default="maps", help="what is measured (default: maps)")
     parser.add_argument("--patch", type=int, nargs="+", help="patch sizes in pixels, instead of the suite's")
     parser.add_argument("--stride", type=int, nargs="+", help="distances of positions in pixels")
-    parser.add_argument("--queries", type=int, nargs="+", help="positions per call, the base already set (0: maps)")
+    parser.add_argument("--queries", type=int, nargs="+", help="positions per call, the base already set (0: the map)")
     parser.add_argument("--sample", type=int, nargs=1, help="time only about N positions of each map (0: all)")
     parser.add_argument("--size", type=int, nargs=1, help="image size in pixels (0: the network's usual one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -62,8 +62,11 @@ def samples(networks: Sequence[str], threads: int) -> list[Case]:
 
 
 def interactive(networks: Sequence[str], threads: int) -> list[Case]:
-    """Few positions per call, the base already set."""
-    return [Case(network, threads, queries=count) for network in networks or MAIN for count in QUERIES]
+    """Few positions per call, the base already set; beside a sample of the map, whose ratio is the measure."""
+    counts = (0, *QUERIES)
+    return [
+        Case(n, threads, queries=count, sample=0 if count else SAMPLE) for n in networks or MAIN for count in counts
+    ]
 
 
 SUITES: dict[str, Callable[[Sequence[str], int], list[Case]]] = {

@@ -14,7 +14,7 @@ def page(report: dict[str, Any]) -> str:
     """The whole report: machine, times, baselines, kinds of step, memory."""
     rows = report["rows"]
     parts = [as_text(report["machine"]), _asked(report), times(rows), against(rows, report["baselines"])]
-    parts += [table(rows) for table in (by_kind, memory)]
+    parts += [table(rows) for table in (interactive, by_kind, memory)]
     parts += [_notes(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -33,6 +33,22 @@ def against(rows: list[dict[str, Any]], names: list[str]) -> str:
         ours = 1e3 * row["incremental"] / row["positions"]
         lines.append([_name(row), f"{ours:.2f}", *(_ratio(row["baselines"].get(name), row) for name in names)])
     return "Ratio (range), and the baseline's ms per image:\n\n" + _table(("case", "ours, ms", *names), lines)
+
+
+def interactive(rows: list[dict[str, Any]]) -> str:
+    """Ratios of calls as shares of their map's ratio, where both were measured."""
+    names = [name for name in BOUNDED if all(name in row["baselines"] for row in rows)]
+    maps = {_kind(row): row["baselines"] for row in rows if not row["queries"]}
+    lines = []
+    for row in rows:
+        if row["queries"] and (of_map := maps.get(_kind(row))):
+            shares = [row["baselines"][name]["ratio"] / of_map[name]["ratio"] for name in names]
+            lines.append([_name(row), *(f"{share:.0%}" for share in shares)])
+    return "Ratio of a call, as a share of the map's:\n\n" + _table(("case", *names), lines) if lines else ""
+
+
+def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("network", "size", "patch", "stride", "threads"))
 
 
 def by_kind(rows: list[dict[str, Any]]) -> str:

@@ -139,6 +139,7 @@ def test_stratified_positions(inc: kcompile.IncrementalModule) -> None:
     ("op", "kind", "in_tail"),
     [
         ("mkldnn::_convolution_pointwise", "conv", "tail conv"),
+        ("kcompile::gather_winograd", "conv", "tail conv"),
         ("kcompile::gather_superimpose", "gather", "head"),
         ("aten::max_pool2d", "pool", "head"),
         ("aten::linear", "head", "head"),

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import occlusion
 from benchmarks.cpu import cases
+from benchmarks.cpu.report import interactive
 from benchmarks.cpu.steps import KINDS
 
 SMALL = ["tiny", "--patch", "6", "--stride", "2", "--rounds", "2", "--threads", str(torch.get_num_threads())]
@@ -58,10 +59,13 @@ def test_maps(run: Any) -> None:
 
 
 def test_interactive(run: Any) -> None:
-    rows = run("--suite", "interactive", "--queries", "1", "20", "--baselines", "eager")["rows"]
-    assert [(row["queries"], row["positions"], row["batch"]) for row in rows] == [(1, 1, 1), (20, 20, 16)]
+    rows = run("--suite", "interactive", "--queries", "0", "1", "20", "--sample", "0", "--baselines", "eager")["rows"]
+    assert [(row["queries"], row["positions"], row["batch"]) for row in rows] == [(1, 1, 1), (0, 196, 16), (20, 20, 16)]
     for row in rows:
         check(row, {"eager"})
+    assert "% |" in interactive(rows).splitlines()[-1]
+    assert interactive([rows[0], rows[2]]) == ""
+    for row in (rows[0], rows[2]):
         assert row["memory"] is None
         assert row["steps"]["materialise"] == 0
 
@@ -93,7 +97,29 @@ def test_the_suites_cover_what_they_should() -> None:
     assert all(0 < case.sample <= 64 for case in some)
     vgg = {(case.patch, case.stride, case.threads) for case in some if case.network == "vgg16"}
     assert vgg == {(8, 4, 2), (32, 4, 2), (16, 8, 2), (16, 4, 1)}
-    assert {case.queries for case in cases.interactive([], 2)} == {1, 16, 64, 256}
+    assert {case.queries for case in cases.interactive([], 2)} == {0, 1, 16, 64, 256}
+
+
+def test_the_command_line_changes_a_suite() -> None:
+    words = [
+        "vgg16",
+        "resnet18",
+        "--suite",
+        "interactive",
+        "--queries",
+        "0",
+        "16",
+        "1",
+        "--patch",
+        "8",
+        "--threads",
+        "2",
+    ]
+    listed = occlusion.cases(occlusion._arguments(words))
+    want = [(1, 0), (0, 64), (16, 0)]  # those of one batch together
+    assert [(case.queries, case.sample) for case in listed] == want + want
+    assert [case.network for case in listed] == ["vgg16"] * 3 + ["resnet18"] * 3
+    assert {case.patch for case in listed} == {8}
 
 
 @pytest.mark.parametrize("words", [["--suite", "all"], ["--baselines", "tensorflow"]])

@@ -1,4 +1,4 @@
-"""CPU lowering: convolutions by minimal filtering or as oneDNN primitives, with packed weights and fused neighbours.
+"""CPU lowering: convolutions and linear layers, packed, with fused neighbours, by minimal filtering or oneDNN.
 
 Bias, addition and activation go into them. The emitted modules are the reference; lowered ones give the same values up
 to rounding, except where they aren't finite: oneDNN's fused activations turn NaN into 0, a filtering tile reads more
@@ -31,6 +31,7 @@ _ACTIVATIONS: dict[Any, str] = {
     aten.leaky_relu.default: "leaky_relu",
 }
 _USUAL_BATCH = 16
+_USUAL_ROWS = 128  # of a linear layer's input
 _DEFAULTS: dict[Any, list[float]] = {
     aten.hardtanh.default: [-1.0, 1.0],
     aten.relu6.default: [0.0, 6.0],
@@ -56,6 +57,7 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
         and device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and hasattr(mkldnn, "_convolution_pointwise")
+        and hasattr(mkldnn, "_linear_pointwise")
     )
 
 
@@ -74,6 +76,8 @@ def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]], *, owned
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.conv2d.default:
             _lower_conv(lowered, node, extents.get(node.name, node.meta["input_sizes"][0]), owned)
+        elif node.op == "call_function" and node.target is aten.linear.default:
+            _lower_linear(lowered, node)
     graph.eliminate_dead_code()
     graph.lint()
     lowered.recompile()
@@ -113,6 +117,25 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], own
     for node in dict.fromkeys((last, add, conv)):
         if node is not None:
             module.graph.erase_node(node)
+
+
+def _lower_linear(module: fx.GraphModule, linear: fx.Node) -> None:
+    """A linear layer with packed weights: without, they are packed at every call."""
+    image, weight, bias = (*linear.args, None)[:3]
+    value = _tensor(module, weight)
+    if value is None or value.dtype is not torch.float32 or (bias is not None and _tensor(module, bias) is None):
+        return
+    activation = _sole_user(linear)
+    attr, scalars = _activation(activation)
+    last = activation if attr != "none" and activation is not None else linear
+    packed = _keep(module, linear, mkldnn._reorder_linear_weight(value.detach(), _USUAL_ROWS))
+    with module.graph.inserting_before(last):
+        arguments = (image, packed, bias, attr, scalars, None)
+        fused = module.graph.call_function(mkldnn._linear_pointwise.default, arguments)
+    fused.meta = dict(last.meta)
+    last.replace_all_uses_with(fused)
+    for node in dict.fromkeys((last, linear)):
+        module.graph.erase_node(node)
 
 
 def _onednn(
@@ -195,9 +218,9 @@ def _pack(weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]) -> Te
     return packed
 
 
-def _keep(module: fx.GraphModule, conv: fx.Node, packed: Tensor) -> fx.Node:
-    """Packed weights as a buffer of the module, read before the convolution."""
-    name = f"packed_{conv.name}"
+def _keep(module: fx.GraphModule, op: fx.Node, packed: Tensor) -> fx.Node:
+    """Packed weights as a buffer of the module, read before the op."""
+    name = f"packed_{op.name}"
     module.register_buffer(name, packed, persistent=False)
-    with module.graph.inserting_before(conv):
+    with module.graph.inserting_before(op):
         return module.graph.get_attr(name)

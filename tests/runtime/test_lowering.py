@@ -263,3 +263,33 @@ def test_nan_that_arises_in_the_base_is_not_fused_away(seed: int) -> None:
     positions = np.array([[0, 0], [8, 9], [16, 16]])
     full = full_inference(model, image.unsqueeze(0), patches, positions)
     assert torch.equal(inc.forward_patches(patches, positions).isnan(), full.isnan())
+
+
+LINEAR: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "head": (lambda net, y: F.linear(y.mean((2, 3)), net.weight, net.bias), "none"),
+    "flattened, relu": (lambda net, y: F.relu(F.linear(y[:, :, :2, :2].flatten(1), net.wide, net.bias)), "relu"),
+    "no bias": (lambda net, y: torch.tanh(F.linear(y.amax((2, 3)), net.weight)), "tanh"),
+    "per pixel": (lambda net, y: F.linear(y.permute(0, 2, 3, 1), net.weight, net.bias).permute(0, 3, 1, 2), "none"),
+    "per pixel, silu": (lambda net, y: F.silu(F.linear(y.permute(0, 2, 3, 1), net.weight, net.bias)), "swish"),
+}
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["front", "tail"])
+@pytest.mark.parametrize(("function", "attr"), LINEAR.values(), ids=LINEAR)
+def test_linear_layers(function: Callable[..., Tensor], attr: str, dense: bool, seed: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = conv(3, 5)
+            self.weight, self.wide = nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(7, 20))
+            self.bias = nn.Parameter(torch.randn(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self, self.stem(x))
+
+    model, inc = compiled(Net(), dense)
+    nodes = [node for graph in (inc.executor().front.graph, inc.executor().tail.graph) for node in graph.nodes]
+    found = [node.args[3] for node in nodes if str(node.target) == "mkldnn._linear_pointwise.default"]
+    assert found == [attr]
+    assert_same(inc)
+    check_queries(model, inc)

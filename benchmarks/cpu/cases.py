@@ -20,7 +20,7 @@ class Case:
         threads: Of both sides.
         patch: Size in pixels.
         stride: Distance of the map's positions in pixels.
-        sample: Time only about so many positions of the map, in whole batches (0: all).
+        sample: Time only about so many positions of the map, in whole batches (0: all); without meaning for a call.
         queries: So many positions in one call, on a base that is set already (0: a map, with materialisation).
         size: Of the image in pixels (0: the network's usual one).
     """
@@ -64,9 +64,7 @@ def samples(networks: Sequence[str], threads: int) -> list[Case]:
 def interactive(networks: Sequence[str], threads: int) -> list[Case]:
     """Few positions per call, the base already set; beside a sample of the map, whose ratio is the measure."""
     counts = (0, *QUERIES)
-    return [
-        Case(n, threads, queries=count, sample=0 if count else SAMPLE) for n in networks or MAIN for count in counts
-    ]
+    return [Case(network, threads, queries=count, sample=SAMPLE) for network in networks or MAIN for count in counts]
 
 
 SUITES: dict[str, Callable[[Sequence[str], int], list[Case]]] = {

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from kcompile.core.errors import KCompileError as KCompileError
     from kcompile.core.errors import ModelModeError as ModelModeError
     from kcompile.core.errors import NotMaterializedError as NotMaterializedError
+    from kcompile.core.errors import OnnxExportError as OnnxExportError
     from kcompile.core.errors import PositionError as PositionError
     from kcompile.core.errors import SaveError as SaveError
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
     from kcompile.experiment import occlusion as occlusion
+    from kcompile.exporting import export_onnx as export_onnx
     from kcompile.fills import Blur as Blur
     from kcompile.fills import Noise as Noise
     from kcompile.heatmap import Heatmap as Heatmap
+    from kcompile.onnx_module import OnnxModule as OnnxModule
+    from kcompile.onnx_module import load_onnx as load_onnx
     from kcompile.pixels import Pixels as Pixels
     from kcompile.progress import Progress as Progress
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analyze": "kcompile.analysis",
+    "export_onnx": "kcompile.exporting",
     "incrementalize": "kcompile.api",
     "load": "kcompile.runtime.saving",
+    "load_onnx": "kcompile.onnx_module",
     "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
     "Blur": "kcompile.fills",
@@ -45,6 +51,7 @@ _HOMES = {
     "IncrementalModule": "kcompile.runtime.module",
     "MapRegion": "kcompile.runtime.outputs",
     "Noise": "kcompile.fills",
+    "OnnxModule": "kcompile.onnx_module",
     "Pixels": "kcompile.pixels",
     "Progress": "kcompile.progress",
     **dict.fromkeys(
@@ -54,6 +61,7 @@ _HOMES = {
             "KCompileError",
             "ModelModeError",
             "NotMaterializedError",
+            "OnnxExportError",
             "PositionError",
             "SaveError",
             "StaleWeightsError",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from kcompile.accepted import as_module
+from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.runtime.autocast import without_autocast
 from kcompile.runtime.inputs import Inputs
@@ -129,11 +130,3 @@ def patch_size(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tupl
     if any(p > s for p, s in zip(patch, image[1:], strict=True)):
         raise InputError(f"patch_shape is {patch}; allowed are 1 … {image[1:]} pixels per axis of a {image[1:]} image")
     return patch
-
-
-def per_axis(value: int | Sequence[int], axes: int, what: str) -> tuple[int, ...]:
-    """One number for all axes, or one for each, as integers; InputError unless all are at least 1."""
-    values = tuple(value) if hasattr(value, "__iter__") else (value,) * axes
-    if len(values) != axes or not all(isinstance(v, Integral) and int(v) >= 1 for v in values):
-        raise InputError(f"{what} is {value}; allowed are integers of at least 1, one or one per axis (rows, cols)")
-    return tuple(int(v) for v in values)

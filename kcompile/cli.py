@@ -1,4 +1,7 @@
-"""The command line: `kcompile explain | inspect | verify`. Torch is imported when a command runs, not for its help."""
+"""The command line: `kcompile explain | inspect | verify | export`.
+
+Torch is imported when a command runs, not for its help.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -176,6 +179,32 @@ def verify(
         result = kcompile.verify(inc, pixels, positions, seed=seed)
         typer.echo(result)
         raise typer.Exit(0 if result.ok else 1)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder for the models; files of an earlier export are replaced.")],
+    model: Model = "resnet18",
+    weights: Weights = "DEFAULT",
+    num_classes: Classes = None,
+    size: Size = None,
+    patch: Patch = "16",
+    opset: Annotated[int, typer.Option("--opset", help="Version of ONNX's standard ops, 18 to 23.")] = 18,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Positions per turn of heatmap.onnx's loop.")] = 32,
+    score: Annotated[ScoreName, typer.Option("--score", help="What heatmap.onnx gives.")] = ScoreName.PROBABILITY,
+) -> None:
+    """Write the compiled model as ONNX: materialize.onnx, incremental.onnx and heatmap.onnx."""
+    with _readable_errors(None):
+        import kcompile
+        from kcompile.loading import load_model
+
+        loaded = load_model(model, weights, size=size, num_classes=num_classes)
+        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
+        notes = {"picture": loaded.preprocessing, "classes": list(loaded.categories)}
+        kind: Literal["probability", "logit"] = "logit" if score is ScoreName.LOGIT else "probability"
+        folder = kcompile.export_onnx(inc, out, opset=opset, batch=batch, score=kind, preprocessing=notes)
+        for path in sorted(folder.iterdir()):
+            typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kcompile.api import per_axis
+from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 

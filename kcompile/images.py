@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kcompile.api import incrementalize, per_axis
+from kcompile.api import incrementalize
+from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule

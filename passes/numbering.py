@@ -21,7 +21,7 @@ class RegionTable:
     def __init__(self, image: tuple[int, ...], patch: tuple[int, ...]) -> None:
         """Begin with region 0, the patch on the image."""
         self.defs: list[RegionDef] = [InputRegion(image)]
-        self._values: list[tuple[Interval, ...]] = [tuple(map(_universe, image, patch))]
+        self._values: list[tuple[Interval, ...]] = [tuple(map(every_patch, image, patch))]
         self._numbers: dict[tuple[object, ...], int] = {_key(self._values[0], image): 0}
         self._joint: set[int] = set()
 
@@ -72,7 +72,7 @@ def _is_product(sources: list[tuple[Interval, ...]], hull: tuple[Interval, ...])
     )
 
 
-def _universe(size: int, patch: int) -> Interval:
+def every_patch(size: int, patch: int) -> Interval:
     """Every interval of 1 … patch cells inside [0, size)."""
     lengths = np.arange(1, min(size, patch) + 1)
     low = np.concatenate([np.arange(size - n + 1) for n in lengths])

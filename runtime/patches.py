@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kcompile.core.checks import size_text
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
-from kcompile.runtime.queries import check_kind, size_text
+from kcompile.runtime.queries import check_kind
 
 
 @dataclass(frozen=True)

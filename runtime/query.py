@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kcompile.core.checks import as_positions, check_base_index, check_positions, size_text
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray, Interval
 from kcompile.core.plan import Plan
 from kcompile.core.region import Region
 from kcompile.runtime.patches import Source, channel_mask, mask_sources, patch_sources, pixels
-from kcompile.runtime.queries import as_positions, check_base_index, check_positions, is_finite, size_text
+from kcompile.runtime.queries import is_finite
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,11 @@ def test_editable_install_imports_from_elsewhere(symlinks: bool, tmp_path: Path)
 
 
 def torch_free_modules() -> list[str]:
-    """Name what must import without torch: the lazy root, all of core and the position scheduler."""
+    """Name what must import without torch: the lazy root, all of core, the position scheduler, what runs exports."""
     core = [f"kcompile.core.{p.stem}" for p in sorted((ROOT / "kcompile/core").glob("*.py")) if p.stem != "__init__"]
     scheduler = ["kcompile.runtime.scheduler"] if (ROOT / "runtime/scheduler.py").exists() else []
-    return ["kcompile", "kcompile.core", *core, *scheduler]
+    exports = ["kcompile.onnx_module", "kcompile.runtime.onnx_module"]
+    return ["kcompile", "kcompile.core", *core, *scheduler, *exports]
 
 
 @pytest.mark.parametrize("module", torch_free_modules())

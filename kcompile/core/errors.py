@@ -43,3 +43,7 @@ class MemoryBudgetError(KCompileError):
 
 class VerificationError(KCompileError):
     """The verifier found a pass's result to be inconsistent: a fault of the compiler."""
+
+
+class OnnxExportError(KCompileError):
+    """A compiled module can't be exported to ONNX: an op or a type has no counterpart there."""

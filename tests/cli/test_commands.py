@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kcompile import IncrementalModule
+from kcompile import IncrementalModule, load_onnx
 from tests.cli.conftest import LESIONS, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,3 +81,18 @@ def test_python_m_kcompile_reports_errors_without_a_traceback(tmp_path: Path) ->
 
 def test_version(run: Run) -> None:
     assert run("--version").stdout == "kcompile 0.1.0\n"
+
+
+def test_export_writes_models_that_load(run: Run, tmp_path: Path) -> None:
+    result = run("export", tmp_path / "models", *SMALL, "--batch", 4)
+    assert result.exit_code == 0, result.output
+    assert "heatmap.onnx" in result.stdout
+    model = load_onnx(tmp_path / "models", ["CPUExecutionProvider"])
+    assert model.materialize(torch.zeros(3, 64, 64)).shape == (1, 1000)
+    assert model.preprocessing["classes"] == []
+
+
+def test_export_refuses_an_opset(run: Run, tmp_path: Path) -> None:
+    result = run("export", tmp_path, *SMALL, "--opset", 9)
+    assert result.exit_code == 2
+    assert "18 … 23" in result.stderr

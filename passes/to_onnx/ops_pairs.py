@@ -1,0 +1,271 @@
+"""Lowerings of ops of each cell by itself: functions of several tensors, comparisons, masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from kcompile.passes.to_onnx.call import Call, Value, lowers
+from kcompile.passes.to_onnx.formula import Operand, Term, term
+from kcompile.passes.to_onnx.ops_pointwise import _trunc
+
+
+def _ops(names: Sequence[str], overloads: Sequence[str]) -> list[str]:
+    """The overloads of ops that exist."""
+    found = []
+    for name in names:
+        packet = getattr(torch.ops.aten, name, None)
+        found += [f"aten.{name}.{o}" for o in overloads if packet is not None and o in packet.overloads()]
+    return found
+
+
+_BINARY = ("Tensor", "Scalar", "default", "Scalar_Tensor", "Tensor_Scalar", "Tensor_Tensor", "Scalar_Self", "other",
+           "Scalar_Other", "Self_Scalar")  # fmt: skip
+
+
+def _pair(*names: str) -> Callable[[Callable[[Call, Term, Term], Term]], Callable[[Call, Term, Term], Term]]:
+    """Register a formula of the first two arguments, tensors or numbers, in the result's type."""
+
+    def register(function: Callable[[Call, Term, Term], Term]) -> Callable[[Call, Term, Term], Term]:
+        @lowers(*_ops(names, _BINARY))
+        def lowered(c: Call) -> str:
+            a, b = list(c.args.values())[:2]
+            return function(c, term(c, a), term(c, b)).name
+
+        return function
+
+    return register
+
+
+@_pair("add")
+def _add(c: Call, a: Term, b: Term) -> Term:
+    return a.do("Or", b) if a.dtype == torch.bool else a + _scaled(c, b)
+
+
+@_pair("sub", "subtract")
+def _sub(c: Call, a: Term, b: Term) -> Term:
+    return a - _scaled(c, b)
+
+
+@_pair("rsub")
+def _rsub(c: Call, a: Term, b: Term) -> Term:
+    return b - _scaled(c, a)
+
+
+def _scaled(c: Call, value: Term) -> Term:
+    factor = c.get("alpha", 1)
+    return value if factor == 1 else value * factor
+
+
+@_pair("mul", "multiply")
+def _mul(c: Call, a: Term, b: Term) -> Term:
+    return a.do("And", b) if a.dtype == torch.bool else a * b
+
+
+@_pair("div", "divide", "true_divide")
+def _div(c: Call, a: Term, b: Term) -> Term:
+    return a / b
+
+
+@lowers(*_ops(("div", "divide"), ("Tensor_mode", "Scalar_mode")))
+def divide_rounded(c: Call) -> str:
+    """A quotient, rounded down or towards 0."""
+    a, b = (term(c, value) for value in list(c.args.values())[:2])
+    mode = c.get("rounding_mode")
+    return (_floor_div(c, a, b) if mode == "floor" else _trunc(c, a / b) if mode == "trunc" else a / b).name
+
+
+@_pair("floor_divide")
+def _floor_div(c: Call, a: Term, b: Term) -> Term:
+    """By the remainder, as PyTorch does: ``(a - a mod b) / b``, to the nearest integer."""
+    return ((a - _remainder(c, a, b)) / b).do("Round")
+
+
+@_pair("remainder")
+def _remainder(c: Call, a: Term, b: Term) -> Term:
+    """Has the divisor's sign."""
+    left = a.do("Mod", b, fmod=1)
+    other = Term(c, c.do("And", left.test("Equal", 0.0).do("Not").name, (left * b).test("Less", 0.0).name), torch.bool)
+    return other.where(left + b, left, a.dtype)
+
+
+@_pair("fmod")
+def _fmod(c: Call, a: Term, b: Term) -> Term:
+    return a.do("Mod", b, fmod=1)
+
+
+@_pair("pow", "float_power")
+def _pow(c: Call, a: Term, b: Term) -> Term:
+    exponent = list(c.args.values())[1]
+    if exponent == 2:
+        return a * a
+    return a.do("Sqrt") if exponent == 0.5 else a.do("Pow", b)
+
+
+@_pair("maximum", "fmax", "max", "clamp_min")
+def _maximum(c: Call, a: Term, b: Term) -> Term:
+    return a.do("Max", b)
+
+
+@_pair("minimum", "fmin", "min", "clamp_max")
+def _minimum(c: Call, a: Term, b: Term) -> Term:
+    return a.do("Min", b)
+
+
+@_pair("atan2", "arctan2")
+def _atan2(c: Call, a: Term, b: Term) -> Term:
+    """The angle of (b, a), by quadrants; ONNX has only the arc tangent of a quotient."""
+    level = b.test("Equal", 0.0)
+    plain = (a / level.where(1.0, b, a.dtype)).do("Atan")
+    half = a.test("Less", 0.0).where(-math.pi, math.pi, a.dtype)
+    turned = b.test("Less", 0.0).where(plain + half, plain, a.dtype)
+    return level.where(a.do("Sign") * (math.pi / 2), turned, a.dtype)
+
+
+@_pair("hypot")
+def _hypot(c: Call, a: Term, b: Term) -> Term:
+    return (a * a + b * b).do("Sqrt")
+
+
+@_pair("copysign")
+def _copysign(c: Call, a: Term, b: Term) -> Term:
+    """The sign of a zero counts too: it shows in its reciprocal."""
+    negative = b.test("Equal", 0.0).where(b.do("Reciprocal"), b, a.dtype).test("Less", 0.0)
+    size = a.do("Abs")
+    return negative.where(-size, size, a.dtype)
+
+
+@_pair("logaddexp")
+def _logaddexp(c: Call, a: Term, b: Term) -> Term:
+    """``max(a, b) + log(1 + exp(-|a - b|))``."""
+    return a.do("Max", b) + (-((a - b).do("Abs"))).do("Softplus")
+
+
+@_pair("xlogy", "special_xlogy")
+def _xlogy(c: Call, a: Term, b: Term) -> Term:
+    least = a.test("Equal", 0.0)
+    return least.where(0.0, a * least.where(1.0, b, a.dtype).do("Log"), a.dtype)
+
+
+@_pair("heaviside")
+def _heaviside(c: Call, a: Term, b: Term) -> Term:
+    return a.test("Equal", 0.0).where(b, a.test("Greater", 0.0).where(1.0, 0.0, a.dtype), a.dtype)
+
+
+@lowers("aten.clamp.default", "aten.clip.default", "aten.clamp.Tensor", "aten.clip.Tensor")
+def clamp(c: Call) -> str:
+    """Not below and not above."""
+    bounds = [None if c.get(name) is None else term(c, name) for name in ("min", "max")]
+    return term(c, c.x).clip(*bounds).name
+
+
+@lowers("aten.addcmul.default", "aten.addcdiv.default")
+def addc(c: Call) -> str:
+    """``x + value * a * b``, or ``a / b``."""
+    a, b = term(c, "tensor1"), term(c, "tensor2")
+    joined = a * b if "mul" in c.op else a / b
+    factor = c.get("value", 1)
+    return (term(c, c.x) + (joined if factor == 1 else joined * factor)).name
+
+
+@lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
+def lerp(c: Call) -> str:
+    """``a + weight * (b - a)``."""
+    a, b = term(c, c.x), term(c, "end")
+    return (a + (b - a) * term(c, "weight")).name
+
+
+@lowers("aten.prelu.default")
+def prelu(c: Call) -> str:
+    """A slope for each cell of dimension 1, or one for all."""
+    slopes = c["weight"]
+    shape = c.graph.ints(-1, *[1] * (c.x.rank - 2)) if slopes.known(0) > 1 else c.graph.ints(1)
+    return c.do("PRelu", c.x.name, c.reshape(slopes.name, shape))
+
+
+_COMPARED = {
+    "gt": "Greater", "greater": "Greater", "ge": "GreaterOrEqual", "greater_equal": "GreaterOrEqual", "lt": "Less",
+    "less": "Less", "le": "LessOrEqual", "less_equal": "LessOrEqual", "eq": "Equal", "ne": "Equal",
+    "not_equal": "Equal",
+}  # fmt: skip
+
+
+@lowers(*_ops(list(_COMPARED), _BINARY))
+def compare(c: Call) -> str:
+    """A comparison in the type that both promote to."""
+    a, b = list(c.args.values())[:2]
+    dtype = torch.result_type(_probe(a), _probe(b))
+    found = term(c, a, dtype).test(_COMPARED[c.op.split(".")[1]], term(c, b, dtype))
+    return found.do("Not").name if c.op.split(".")[1] in ("ne", "not_equal") else found.name
+
+
+def _probe(value: Any) -> Any:
+    """What PyTorch promotes types by."""
+    return torch.empty([1] * min(value.rank, 1), dtype=value.dtype) if isinstance(value, Value) else value
+
+
+_LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
+_BITS = {
+    "__and__": "And", "__or__": "Or", "__xor__": "Xor", "bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor",
+}  # fmt: skip
+
+
+@lowers(*_ops(list(_LOGICAL), _BINARY))
+def logical(c: Call) -> str:
+    """Of what is not 0."""
+    a, b = (term(c, value, torch.bool) for value in c.args.values())
+    return a.test(_LOGICAL[c.op.split(".")[1]], b).name
+
+
+@lowers(*_ops(list(_BITS), _BINARY))
+def bits(c: Call) -> str:
+    """Bit by bit, or of truth values."""
+    kind = _BITS[c.op.split(".")[1]]
+    a, b = (term(c, value) for value in c.args.values())
+    return a.do(kind if c.out.dtype == torch.bool else f"Bitwise{kind}", b).name
+
+
+@lowers(*_ops(("__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift"), _BINARY))
+def shift(c: Call) -> str:
+    """Times or by a power of two; ONNX shifts unsigned numbers only."""
+    a, b = (term(c, value) for value in c.args.values())
+    power = Term(c, c.tensor(2, c.out.dtype), c.out.dtype).do("Pow", b)
+    if "l" in c.op.split(".")[1].replace("bitwise", ""):
+        return (a * power).name
+    return (a.cast(torch.float64) / power.cast(torch.float64)).do("Floor").cast(c.out.dtype).name
+
+
+@lowers("aten.logical_not.default", "aten.bitwise_not.default")
+def negation(c: Call) -> str:
+    """Not."""
+    if c.x.dtype == torch.bool or "logical" in c.op:
+        return term(c, c.x, torch.bool).do("Not").name
+    return c.do("BitwiseNot", c.x.name)
+
+
+@lowers("aten.where.self", "aten.where.Scalar", "aten.where.ScalarSelf", "aten.where.ScalarOther")
+def where(c: Call) -> str:
+    """One of two values, by a condition."""
+    condition, yes, no = c.args.values()
+    return term(c, condition, torch.bool).where(_side(c, yes), _side(c, no), c.out.dtype).name
+
+
+def _side(c: Call, value: Any) -> Operand:
+    return term(c, value)
+
+
+@lowers("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(c: Call) -> str:
+    """A value where a mask is true."""
+    return term(c, "mask", torch.bool).where(term(c, "value"), term(c, c.x), c.out.dtype).name
+
+
+@lowers("aten.copy.default", "aten.expand_as.default")
+def copy(c: Call) -> str:
+    """The one tensor in the other's shape."""
+    first, second = list(c.args.values())[:2]
+    source, like = (second, first) if "copy" in c.op else (first, second)
+    return c.do("Expand", term(c, source).name, c.sizes(like))

@@ -57,6 +57,9 @@ def emit_materialize(module: fx.GraphModule, bases: tuple[BaseTensor, ...]) -> f
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     outputs = graph.graph_copy(module.graph, env)
+    for old, new in env.items():
+        if new.op == "call_function":
+            Windows.describe(new, old, "materialize")
     nodes = {old.name: new for old, new in env.items()}
     graph.output((outputs, tuple(nodes[base.source] for base in bases)))
     return fx.GraphModule(module, graph, "Materialize")

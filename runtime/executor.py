@@ -52,7 +52,7 @@ class Executor:
     plan: Plan
     front: fx.GraphModule
     tail: fx.GraphModule
-    full: fx.GraphModule | None = None
+    full: Callable[..., Sequence[Tensor]] | None = None
     batch: int = FRONT_BATCH
     full_batch: int = FULL_BATCH
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,21 @@ def full_graph(materializer: fx.GraphModule, wanted: Sequence[bool]) -> fx.Graph
     graph.output(tuple(out for out, keep in zip(outputs, wanted, strict=True) if keep))
     graph.eliminate_dead_code()
     return fx.GraphModule(materializer, graph, "Full")
+
+
+class Deferred:
+    """A graph module that is made when it is first called: most modules never run in full."""
+
+    def __init__(self, make: Callable[[], fx.GraphModule]) -> None:
+        """Take what makes it."""
+        self._make = make
+        self._module: fx.GraphModule | None = None
+
+    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """Run it."""
+        self._module = self._module or self._make()
+        results: tuple[Tensor, ...] = self._module(*args)
+        return results
 
 
 def patched(images: Tensor, patches: Tensor, positions: IntArray) -> Tensor:

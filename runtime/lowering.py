@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kcompile.cuda_ops import winograd
-from kcompile.runtime import filtering
+from kcompile.runtime import filtering, packing
+from kcompile.runtime.packing import Packed
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
@@ -30,8 +30,6 @@ _ACTIVATIONS: dict[Any, str] = {
     aten.silu.default: "swish",
     aten.leaky_relu.default: "leaky_relu",
 }
-_USUAL_BATCH = 16
-_USUAL_ROWS = 128  # of a linear layer's input
 _DEFAULTS: dict[Any, list[float]] = {
     aten.hardtanh.default: [-1.0, 1.0],
     aten.relu6.default: [0.0, 6.0],
@@ -61,11 +59,14 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]], *, owned: bool = False) -> fx.GraphModule:
-    """A copy of a graph module with its convolutions lowered; weights that aren't convolved are shared.
+def lower(
+    module: fx.GraphModule, packed: Packed, extents: Mapping[str, Sequence[int]] | None = None, *, owned: bool = False
+) -> fx.GraphModule:
+    """A copy of a graph module with its convolutions and linear layers lowered; other weights are shared.
 
     Args:
-        module: Front or tail.
+        module: Front or tail, or full inference.
+        packed: Weights that were packed for another of these graphs are taken from here, new ones are added.
         extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight
             layout by the size; a convolution that is not named reads its whole input.
         owned: The module's inputs are nobody else's, so that a convolution may add into them.
@@ -75,16 +76,17 @@ def lower(module: fx.GraphModule, extents: Mapping[str, Sequence[int]], *, owned
     lowered = fx.GraphModule(module, graph, module.__class__.__name__)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.conv2d.default:
-            _lower_conv(lowered, node, extents.get(node.name, node.meta["input_sizes"][0]), owned)
+            sizes = (extents or {}).get(node.name, node.meta["input_sizes"][0])
+            _lower_conv(lowered, packed, node, sizes, owned)
         elif node.op == "call_function" and node.target is aten.linear.default:
-            _lower_linear(lowered, node)
+            _lower_linear(lowered, packed, node)
     graph.eliminate_dead_code()
     graph.lint()
     lowered.recompile()
     return lowered
 
 
-def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], owned: bool) -> None:
+def _lower_conv(module: fx.GraphModule, known: Packed, conv: fx.Node, sizes: Sequence[int], owned: bool) -> None:
     image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
     value = _tensor(module, weight)
     if value is None or value.dtype is not torch.float32 or (bias is not None and _tensor(module, bias) is None):
@@ -93,13 +95,14 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], own
     sizes = _usual(value, sizes, geometry)
     own = [0, 0] if isinstance(padding, fx.Node) else padding
     tile = filtering.tile_for(value, sizes, own, stride, dilation, groups)
+    tile = tile if tile is None else packing.known_tile(known, value, tile)
     add, other = _residual(conv)
     if add is not None and other is not None and tile is None and not _fresh(other, owned):
         add = other = None
     last = add or conv
     activation = _sole_user(last)
     if tile is not None:
-        packed = _keep(module, conv, winograd.pack(value, tile))
+        packed = packing.for_tile(module, known, conv, value, tile)
         with module.graph.inserting_before(last):
             arguments = (module.graph, conv, (image, bias, padding), packed, value.shape[0], tile, other, activation)
             fused, clamps = filtering.insert(*arguments)
@@ -109,7 +112,7 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], own
         if add is not None and attr not in _AFTER_SUM:
             attr, scalars = "none", []
         last = activation if attr != "none" and activation is not None else last
-        packed = _keep(module, conv, _pack(value, sizes, geometry))
+        packed = packing.for_conv(module, known, conv, value, sizes, geometry)
         with module.graph.inserting_before(last):
             fused = _onednn(module.graph, (image, packed, bias, *geometry), other, attr, scalars)
     fused.meta = dict(last.meta)
@@ -119,7 +122,7 @@ def _lower_conv(module: fx.GraphModule, conv: fx.Node, sizes: Sequence[int], own
             module.graph.erase_node(node)
 
 
-def _lower_linear(module: fx.GraphModule, linear: fx.Node) -> None:
+def _lower_linear(module: fx.GraphModule, known: Packed, linear: fx.Node) -> None:
     """A linear layer with packed weights: without, they are packed at every call."""
     image, weight, bias = (*linear.args, None)[:3]
     value = _tensor(module, weight)
@@ -128,7 +131,7 @@ def _lower_linear(module: fx.GraphModule, linear: fx.Node) -> None:
     activation = _sole_user(linear)
     attr, scalars = _activation(activation)
     last = activation if attr != "none" and activation is not None else linear
-    packed = _keep(module, linear, mkldnn._reorder_linear_weight(value.detach(), _USUAL_ROWS))
+    packed = packing.for_linear(module, known, linear, value)
     with module.graph.inserting_before(last):
         arguments = (image, packed, bias, attr, scalars, None)
         fused = module.graph.call_function(mkldnn._linear_pointwise.default, arguments)
@@ -208,19 +211,3 @@ def _usual(weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]) -> l
         return list(sizes)
     spans = [(kernel - 1) * step + 1 for kernel, step in zip(weight.shape[2:], dilation, strict=True)]
     return [max(size, span) for size, span in zip(sizes, spans, strict=True)]
-
-
-def _pack(weight: Tensor, sizes: Sequence[int], geometry: tuple[Any, ...]) -> Tensor:
-    padding, stride, dilation, groups = geometry
-    padding = [0, 0] if isinstance(padding, fx.Node) else padding
-    size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
-    packed: Tensor = mkldnn._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, size)
-    return packed
-
-
-def _keep(module: fx.GraphModule, op: fx.Node, packed: Tensor) -> fx.Node:
-    """Packed weights as a buffer of the module, read before the op."""
-    name = f"packed_{op.name}"
-    module.register_buffer(name, packed, persistent=False)
-    with module.graph.inserting_before(op):
-        return module.graph.get_attr(name)

@@ -19,12 +19,13 @@ from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
-from kcompile.runtime.full import full_graph
+from kcompile.runtime.full import Deferred, full_graph
 from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.lowering import available, lower
 from kcompile.runtime.moves import once, retarget
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
+from kcompile.runtime.packing import Packed
 from kcompile.runtime.queries import is_finite
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
@@ -279,14 +280,14 @@ class IncrementalModule(nn.Module):
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
         if "lowered" not in self._executors:
-            front, tail = self.front, self.tail
+            made = Executor(self.plan, self.front, self.tail, self._full())
             if available(self._like.dtype, self._like.device):
+                packed: Packed = {}
                 usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
-                front, tail = (
-                    lower(front, {name: where.extent for name, where in usual.items()}),
-                    lower(tail, {}, owned=True),
-                )
-            self._executors["lowered"] = Executor(self.plan, front, tail, self._full())
+                front = lower(self.front, packed, {name: where.extent for name, where in usual.items()})
+                tail = lower(self.tail, packed, owned=True)
+                made = Executor(self.plan, front, tail, Deferred(lambda: lower(self._full(), packed)))
+            self._executors["lowered"] = made
         return self._executors["lowered"]
 
     def _as_emitted(self) -> Executor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import kcompile
 from kcompile.runtime.executor import Executor
+from kcompile.runtime.full import Deferred
 from kcompile.runtime.lowering import available
 from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
 from tests.support.networks import Call, conv, ready
@@ -293,3 +295,30 @@ def test_linear_layers(function: Callable[..., Tensor], attr: str, dense: bool, 
     assert found == [attr]
     assert_same(inc)
     check_queries(model, inc)
+
+
+def test_full_inference_is_lowered_and_shares_packed_weights(seed: int) -> None:
+    model, inc = compiled(nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16), nn.ReLU(), conv(16, 4)))
+    inc.policy = "full"
+    check_queries(model, inc)
+    made = inc.executor()
+    assert isinstance(made.full, Deferred)
+    full = made.full._module
+    assert full is not None
+    assert not [node for node in full.graph.nodes if str(node.target) == "aten.conv2d.default"]
+    ours = {id(tensor) for tensor in made.front.buffers()}  # oneDNN's have no address
+    packed = [id(tensor) for name, tensor in full.named_buffers() if name.startswith("packed_")]
+    assert len(packed) == 3
+    assert set(packed) <= ours
+
+
+def test_loaded_modules_are_lowered_in_full_too(seed: int, tmp_path: Path) -> None:
+    model, inc = compiled(nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 4)))
+    inc.save(tmp_path / "module.kc")
+    loaded = kcompile.load(tmp_path / "module.kc")
+    loaded.policy = "full"
+    check_queries(model, loaded)
+    full = loaded.executor().full
+    assert isinstance(full, Deferred)
+    assert full._module is not None
+    assert not [node for node in full._module.graph.nodes if str(node.target) == "aten.conv2d.default"]

@@ -38,12 +38,15 @@ def for_conv(
     sizes: Sequence[int],
     geometry: tuple[Any, ...],
 ) -> fx.Node:
-    """The weights of oneDNN's convolution with this padding, stride, dilation and groups, for images of such sizes."""
+    """The weights of oneDNN's convolution with this padding, stride, dilation and groups, for images of such sizes.
+
+    Front and full inference pad differently and share the weights: oneDNN takes any layout, and knows its best one.
+    """
     padding, stride, dilation, groups = geometry
-    padding = (0, 0) if isinstance(padding, fx.Node) else tuple(padding)
-    fixed = (padding, tuple(stride), tuple(dilation), groups)
+    padding = [0, 0] if isinstance(padding, fx.Node) else padding
+    fixed = (tuple(stride), tuple(dilation), groups)
     size = [_USUAL_BATCH, weight.shape[1] * groups, *sizes]
-    pack = partial(mkldnn._reorder_convolution_weight, weight.detach(), *fixed, size)
+    pack = partial(mkldnn._reorder_convolution_weight, weight.detach(), padding, *fixed, size)
     return _kept(module, known, op, weight, fixed, pack)
 
 

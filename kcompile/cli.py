@@ -192,6 +192,7 @@ def export(
     opset: Annotated[int, typer.Option("--opset", help="Version of ONNX's standard ops, 18 to 23.")] = 18,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Positions per turn of heatmap.onnx's loop.")] = 32,
     score: Annotated[ScoreName, typer.Option("--score", help="What heatmap.onnx gives.")] = ScoreName.PROBABILITY,
+    inline: Annotated[bool, typer.Option("--inline", help="No functions in the models, for OpenVINO.")] = False,
 ) -> None:
     """Write the compiled model as ONNX: materialize.onnx, incremental.onnx and heatmap.onnx."""
     with _readable_errors(None):
@@ -202,7 +203,9 @@ def export(
         inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
         notes = {"picture": loaded.preprocessing, "classes": list(loaded.categories)}
         kind: Literal["probability", "logit"] = "logit" if score is ScoreName.LOGIT else "probability"
-        folder = kcompile.export_onnx(inc, out, opset=opset, batch=batch, score=kind, preprocessing=notes)
+        folder = kcompile.export_onnx(
+            inc, out, opset=opset, batch=batch, score=kind, inline=inline, preprocessing=notes
+        )
         for path in sorted(folder.iterdir()):
             typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 

@@ -34,6 +34,7 @@ def export_onnx(
     batch: int = BATCH,
     score: Literal["probability", "logit"] = "probability",
     output: Any = None,
+    inline: bool = False,
     preprocessing: Mapping[str, Any] | str | None = None,
 ) -> Path:
     """Write a compiled module as ONNX models that any ONNX runtime executes; `load_onnx` runs them.
@@ -50,6 +51,8 @@ def export_onnx(
         batch: Positions in one turn of the loop in ``heatmap.onnx``.
         score: What ``heatmap.onnx`` scores, as for `occlusion`.
         output: Which part of a structured output it scores.
+        inline: Write the bodies of gather and superimpose where they are called, in place of functions: for runtimes
+            that don't expand functions (OpenVINO 2026).
         preprocessing: Noted in the files' metadata, as JSON or text: how a picture becomes an image of the model.
 
     Returns:
@@ -61,6 +64,8 @@ def export_onnx(
         StaleWeightsError: The weights changed after compilation.
         SaveError: The files can't be written.
     """
+    from onnx.inliner import inline_local_functions
+
     from kcompile.passes.to_onnx.heatmap import heatmap
     from kcompile.passes.to_onnx.models import Models
 
@@ -80,6 +85,8 @@ def export_onnx(
         if output is not None:
             raise
         reason = str(error)
+    if inline:
+        made = {name: inline_local_functions(model) for name, model in made.items()}
     notes = {"preprocessing": preprocessing, "opset": opset, "batch": batch, "score": score, "no_heatmap": reason}
     manifest = _manifest(inc, models.types(), notes)
     for name, model in made.items():

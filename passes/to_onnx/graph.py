@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from kcompile.passes.to_onnx.weights import Weights
 
@@ -78,11 +78,6 @@ class Graph:
         self._names.add(name)
         self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
-
-    def default(self, name: str, value: Array, shape: Sequence[int | str | None]) -> str:
-        """An input that may be left out."""
-        self.initializers.append(numpy_helper.from_array(value, name))
-        return self.input(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
     def output(self, value: str, name: str, dtype: int, shape: Sequence[int | str | None]) -> None:
         """Make a value an output of the graph, under a name of its own."""

@@ -36,8 +36,9 @@ class Scored:
 def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     """Image, patch and positions (or a stride) to scores.
 
-    Inputs: ``image`` [1, C, *S] (and others with rows), ``patch`` [C, *sizes], ``positions`` int64 [N, axes] (default:
-    none) and ``stride`` int64 [axes] (default 0: none), which asks for a grid after the positions that are given.
+    Inputs: ``image`` [1, C, *S] (and others with rows), ``patch`` [C, *sizes], ``positions`` int64 [given, axes] and
+    ``stride`` int64 [axes], which adds a grid after the positions that are given (0: none). Neither has a default:
+    OpenVINO takes inputs with one for constants.
     Outputs: ``scores`` [N, K], ``base_score`` [K] and the ``places`` [N, axes].
 
     Args:
@@ -53,8 +54,8 @@ def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     images = models.images(graph)
     sides = [f"patch_{axis}" for axis in range(axes)]
     patch = graph.input("patch", dtype_of(dtype), [plan.input_shape[0], *sides])
-    given = graph.default("positions", np.zeros((0, axes), np.int64), ["given", axes])
-    stride = graph.default("stride", np.zeros(axes, np.int64), [axes])
+    given = graph.input("positions", TensorProto.INT64, ["given", axes])
+    stride = graph.input("stride", TensorProto.INT64, [axes])
     outputs, bases = models.materialized(graph, images)
     base = _scores(graph, outputs[scored.output], scored)
     sizes = graph.op("Shape", patch, start=1)

@@ -18,8 +18,10 @@ import kcompile
 from kcompile.core.errors import InputError, OnnxExportError, SaveError, StaleWeightsError
 from kcompile.core.onnx_files import HEATMAP, INCREMENTAL, MANIFEST, MATERIALIZE, WEIGHTS
 from tests.support.equivalence import PATCH, SHAPE, compiled, incremental, noise, refused
-from tests.support.exported import CPU, exported
+from tests.support.exported import CPU, anywhere, exported
 from tests.support.networks import conv, pooled_head, ready, vgg
+
+NOWHERE, NO_GRID = np.zeros((0, 2), np.int64), np.zeros(2, np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def test_heatmap_model_is_the_experiment(pair: Any, stride: Any, seed: int) -> N
     image, patch = noise(SHAPE), noise((3, *PATCH))
     heat = kcompile.occlusion(inc, image, stride=stride, value=patch)
     steps = np.broadcast_to(stride, (2,)).astype(np.int64)
-    found = run(folder / HEATMAP, image=image[None].numpy(), patch=patch.numpy(), stride=steps)
+    given = {"image": image[None].numpy(), "patch": patch.numpy(), "stride": steps, "positions": NOWHERE}
+    found = run(folder / HEATMAP, **given)
     assert np.array_equal(found["places"], heat.positions.reshape(-1, 2))
     assert np.abs(found["scores"].reshape(heat.all_scores.shape) - heat.all_scores).max() <= 1e-5
     assert np.abs(found["base_score"] - heat.base_scores).max() <= 1e-5
@@ -58,7 +61,7 @@ def test_heatmap_model_at_positions(pair: Any, count: int, seed: int) -> None:
     inc.materialize(image)
     want = inc.forward_patches(0.5, positions).softmax(1).numpy()
     patch = np.full((3, *PATCH), 0.5, np.float32)
-    found = run(folder / HEATMAP, image=image[None].numpy(), patch=patch, positions=positions)
+    found = run(folder / HEATMAP, image=image[None].numpy(), patch=patch, positions=positions, stride=NO_GRID)
     assert found["scores"].shape == (count, 5)
     assert np.array_equal(found["places"], positions)
     assert np.abs(found["scores"] - want).max(initial=0) <= 1e-5
@@ -68,7 +71,7 @@ def test_patch_wholly_outside_leaves_the_base(pair: Any) -> None:
     _, folder = pair
     image = noise(SHAPE)
     patch, far = np.zeros((3, *PATCH), np.float32), np.array([[-6, 0], [100, -(10**9)]])
-    found = run(folder / HEATMAP, image=image[None].numpy(), patch=patch, positions=far)
+    found = run(folder / HEATMAP, image=image[None].numpy(), patch=patch, positions=far, stride=NO_GRID)
     assert np.abs(found["scores"] - found["base_score"]).max() <= 1e-6
 
 
@@ -264,3 +267,18 @@ def test_loaded_modules_export_too(pair: Any, tmp_path: Path, seed: int) -> None
     found, image = exported(loaded, tmp_path / "export"), noise(SHAPE)
     want, got = kcompile.occlusion(inc, image, stride=7), found.occlusion(image, stride=7)
     assert np.abs(got.all_scores - want.all_scores).max() <= 1e-5
+
+
+def test_inlined_models_run_in_openvino(pair: Any, tmp_path: Path, seed: int) -> None:
+    openvino = pytest.importorskip("openvino")
+    inc, folder = pair
+    kcompile.export_onnx(inc, tmp_path, batch=8, inline=True)
+    assert not onnx.load(tmp_path / HEATMAP, load_external_data=False).functions
+    given = {"image": noise((1, *SHAPE)).numpy(), "patch": noise((3, *PATCH)).numpy()}
+    given |= {"positions": anywhere(SHAPE, PATCH, 11), "stride": np.array([9, 7])}
+    want = run(folder / HEATMAP, **given)
+    core = openvino.Core()
+    compiled_model = core.compile_model(core.read_model(tmp_path / HEATMAP), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    result = compiled_model(given)
+    for name, value in want.items():
+        assert np.abs(result[name] - value).max() <= 1e-5

@@ -55,6 +55,7 @@ fuzz: $(DEV_STAMP)  ## check 10,000 random networks; goes on where it stopped (A
 
 zoo: $(DEV_STAMP)  ## try all of torchvision's and many of timm's models; goes on where it stopped (ARGS=...)
 	$(PY) -m benchmarks.zoo $(ARGS)
+	$(PY) -m benchmarks.zoo.onnx $(ARGS)
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

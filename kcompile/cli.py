@@ -190,7 +190,9 @@ def export(
     size: Size = None,
     patch: Patch = "16",
     opset: Annotated[int, typer.Option("--opset", help="Version of ONNX's standard ops, 18 to 23.")] = 18,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Positions per turn of heatmap.onnx's loop.")] = 32,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Positions per turn of heatmap.onnx's loop.")
+    ] = None,
     score: Annotated[ScoreName, typer.Option("--score", help="What heatmap.onnx gives.")] = ScoreName.PROBABILITY,
     inline: Annotated[bool, typer.Option("--inline", help="No functions in the models, for OpenVINO.")] = False,
 ) -> None:

@@ -18,12 +18,12 @@ from kcompile.core.onnx_files import FORMAT, HEATMAP, INCREMENTAL, MANIFEST, MAT
 from kcompile.core.version import __version__
 from kcompile.runtime.inputs import TensorInput
 from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.onnx_module import fitting_batch
 from kcompile.runtime.structure import structure_data
 from kcompile.runtime.values import Writer
 from kcompile.scoring import select
 
 OPSETS = range(18, 24)
-BATCH = 32
 
 
 def export_onnx(
@@ -31,7 +31,7 @@ def export_onnx(
     directory: str | os.PathLike[str],
     *,
     opset: int = 18,
-    batch: int = BATCH,
+    batch: int | None = None,
     score: Literal["probability", "logit"] = "probability",
     output: Any = None,
     inline: bool = False,
@@ -48,7 +48,8 @@ def export_onnx(
         inc: What `incrementalize` returned.
         directory: Made if need be; files of an earlier export are replaced.
         opset: Version of ONNX's standard ops, 18 to 23.
-        batch: Positions in one turn of the loop in ``heatmap.onnx``.
+        batch: Positions in one turn of the loop in ``heatmap.onnx``; default: 32, fewer where dense layers make large
+            tensors.
         score: What ``heatmap.onnx`` scores, as for `occlusion`.
         output: Which part of a structured output it scores.
         inline: Write the bodies of gather and superimpose where they are called, in place of functions: for runtimes
@@ -71,6 +72,7 @@ def export_onnx(
 
     if opset not in OPSETS:
         raise InputError(f"opset is {opset!r}; allowed are {OPSETS[0]} … {OPSETS[-1]}")
+    batch = fitting_batch(inc.plan) if batch is None else batch
     if not isinstance(batch, int) or batch < 1:
         raise InputError(f"batch is {batch!r}; allowed are integers of at least 1")
     if score not in ("probability", "logit"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import numpy as np
 from kcompile.core.errors import InputError, NotMaterializedError
 from kcompile.core.interval import IntArray
 from kcompile.core.onnx_files import HEATMAP, INCREMENTAL, MATERIALIZE, Manifest
-from kcompile.core.plan import Plan
+from kcompile.core.plan import Placement, Plan
 from kcompile.runtime.onnx_queries import ArrayBox, as_array, paste, pixels, read_base_index, read_boxes, read_images
 from kcompile.runtime.onnx_session import Array, Sessions
 from kcompile.runtime.onnx_structure import restore
 from kcompile.runtime.scheduler import schedule
 
 BATCH = 32
-# What one more batch costs: geometry and calls, some 20 µs per layer, in which two cores do 100 multiply-adds a ns.
-OVERHEAD_MACS_PER_LAYER = 2e6
+DENSE_BYTES = 64 << 20  # of a batch's largest dense tensor: more leaves the caches, and takes memory anew each time
+# What one more batch costs: geometry and the calls of some 10 nodes per layer; two cores do 100 multiply-adds a ns.
+OVERHEAD_MACS_PER_LAYER = 1e7
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class OnnxRunner:
         self.plan: Plan = manifest.plan
         self.sessions, self.data = sessions, manifest.data
         self.base_output: Any = None
-        self.batch = BATCH
+        self.batch = fitting_batch(manifest.plan)
         self._bases: list[_Base] = []
         for name in (MATERIALIZE, INCREMENTAL):
             sessions.open(name)
@@ -258,6 +260,14 @@ class OnnxRunner:
             for i, entry in enumerate(self.data["outputs"]["entries"])
             if isinstance(entry, int)
         ]
+
+
+def fitting_batch(plan: Plan) -> int:
+    """Queries in one run: up to 32, fewer where dense layers make large tensors for each of them."""
+    whole = [plan.base(read.base).shape for read in plan.reads if read.target is None]
+    dense = [layer.shape for layer in plan.layers if layer.placement is Placement.DENSE]
+    largest = max((prod(shape) for shape in (*whole, *dense)), default=1)
+    return max(1, min(BATCH, DENSE_BYTES // (4 * max(largest, 1))))
 
 
 def _constant(entry: Any) -> Any:

@@ -26,10 +26,20 @@ class Runs:
         jobs: Models at a time.
         seed: For all models; None draws one for each.
         seconds: Of full inference that each round of timing may take.
+        worker: The module that measures one model.
     """
 
-    def __init__(self, results: Path, timeout: float, jobs: int, seed: int | None = None, seconds: float = 4.0) -> None:
+    def __init__(
+        self,
+        results: Path,
+        timeout: float,
+        jobs: int,
+        seed: int | None = None,
+        seconds: float = 4.0,
+        worker: str = "benchmarks.zoo.worker",
+    ) -> None:
         self.results, self.timeout, self.jobs, self.seed, self.seconds = results, timeout, jobs, seed, seconds
+        self.worker = worker
         self._running: set[subprocess.Popen[str]] = set()
         results.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +69,7 @@ class Runs:
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         part = self.path(name).with_suffix(".part")  # so that an interrupted worker leaves no row
         part.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benchmarks.zoo.worker", name, "--seed", str(seed), "--out", str(part)]
+        command = [sys.executable, "-m", self.worker, name, "--seed", str(seed), "--out", str(part)]
         command += ["--seconds", str(self.seconds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(

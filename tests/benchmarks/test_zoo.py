@@ -16,6 +16,7 @@ from torch import nn
 
 from benchmarks.zoo import __main__ as zoo
 from benchmarks.zoo import exactness, models, placement, report
+from benchmarks.zoo import onnx as zoo_onnx
 from benchmarks.zoo.react import make_reacting
 from benchmarks.zoo.runs import Runs
 from kcompile.core.plan import Layer, Placement, Plan
@@ -233,3 +234,15 @@ def test_patched_images(seed: int) -> None:
     assert torch.equal(got[1, :, 0:1, 7:9], patches[1, :, 2:, :2])
     assert torch.equal(got[2, :, 5:7, 0:2], patches[2, :, :2, 1:])
     assert [int((row != 0).sum()) for row in got] == [18, 4, 8]
+
+
+def test_exports_are_rows_too(tmp_path: Path) -> None:
+    names = ["torchvision.squeezenet1_1"]
+    args = ["--results", str(tmp_path), "--table", str(tmp_path / "zoo.md"), "--jobs", "1"]
+    assert zoo_onnx.main([*names, *args]) == 0
+    row = json.loads((tmp_path / "torchvision.squeezenet1_1.json").read_text())
+    assert row["status"] == "exact", row
+    assert row["change"] >= 1e-3
+    assert row["weights_mb"] <= 1.1 * row["own_mb"] + 1
+    assert zoo_onnx.main([*names, *args, "--report"]) == 0
+    assert "| torchvision.squeezenet1_1 | exact |" in (tmp_path / "zoo.md").read_text()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor
 
 from kcompile.cuda_ops import reference
-from kcompile.cuda_ops.launch import THREADS, launcher
+from kcompile.cuda_ops.launch import Launcher, launcher
 from kcompile.cuda_ops.packing import AXES, LIMIT, Frame, Source, widest
 
 
@@ -37,12 +39,18 @@ def crop(window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: lis
     return reference.crop(window, start, at, size, stride, shift) if made is None else made
 
 
+def usable(device: torch.device, dtype: torch.dtype, extent: Sequence[int], channels: int) -> Launcher | None:
+    """What launches kernels for windows of a size; None where the reference must run."""
+    if not 1 <= len(extent) <= AXES or prod(extent) * channels * dtype.itemsize >= LIMIT:
+        return None
+    return launcher(device)
+
+
 def _windows(source: Source, queries: int, extent: list[int]) -> Tensor | None:
     """Copy windows; None where the kernel can't."""
     base = source.base
-    if not 1 <= len(extent) <= AXES or prod(extent) * base.shape[-1] * base.element_size() >= LIMIT:
-        return None
-    run = launcher(base.device)
+    assert base is not None
+    run = usable(base.device, base.dtype, extent, base.shape[-1])
     if run is None:
         return None
     cells = base.new_empty((queries, *extent, base.shape[-1]))
@@ -51,6 +59,7 @@ def _windows(source: Source, queries: int, extent: list[int]) -> Tensor | None:
         return laid
     source, frame = source.on(base.device), Frame(cells)
     unit = widest(source.bits() | frame.bits())
+    per = unit // base.element_size()
     defines = (("UNIT_BYTES", unit), ("SPATIAL_AXES", len(extent)))
-    run.launch("windows", defines, frame.grid(unit, THREADS), source.pack(unit) + frame.pack(unit))
+    run.launch("windows", defines, frame.grid(per), source.pack(per) + frame.pack(per))
     return laid

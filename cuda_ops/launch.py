@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from kcompile.cuda_ops.nvrtc import Defines, NvrtcError, compiled
-
-THREADS = 256  # per block
+from kcompile.cuda_ops.packing import THREADS
 
 
 class Launcher(Protocol):

@@ -1,19 +1,20 @@
 """CUDA C to device code at first use, by NVRTC: no nvcc and no C compiler is needed, compiling needs no GPU.
 
-What was compiled is kept in the user's cache directory, one file per source, architecture and compiler. The environment
-variable KCOMPILE_CACHE names another directory; empty, it keeps nothing.
+What was compiled is kept in the user's cache directory (`native_build.cache_directory`), one file per source,
+architecture and compiler.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from kcompile.cuda_ops.native_build import cache_directory
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")  # products and sums round one by one, as on the CPU
@@ -96,14 +97,10 @@ def sources(name: str) -> dict[str, str]:
 
 def cache_folder() -> Path | None:
     """Where compiled kernels are kept; None where nowhere."""
-    if (named := os.environ.get("KCOMPILE_CACHE")) is not None:
-        return Path(named).expanduser() if named else None
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return Path(local) / "kcompile" / "cache" if local else None
-    with suppress(RuntimeError):  # no home
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kcompile"
-    return None
+    try:
+        return cache_directory()
+    except RuntimeError:  # no home directory
+        return None
 
 
 @cache

@@ -15,7 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-ITEMS = 4  # units per thread
+THREADS = 256  # per block
+ITEMS = 4  # accesses per thread, unless the kernel has another number
 WIDEST = 16  # bytes of one access
 LIMIT = 2**31  # bytes per query
 MOST_BLOCKS = 65535  # along y
@@ -31,14 +32,14 @@ class Source:
     """A base with one patch per query; see ``Source`` in windows.cuh.
 
     Attributes:
-        base: [B, *sizes, C]; [N, *sizes, C] without origins.
+        base: [B, *sizes, C]; [N, *sizes, C] without origins; None where the patch is the whole window.
         patch: [N, C, *patch extent], or None.
         origins: [N, 1 + axes], or None.
         offsets: [N, axes], with a patch.
         start: [N, axes] and ``at`` [N, axes]: results are cropped; with ``stride`` and ``shift`` per axis.
     """
 
-    base: Tensor
+    base: Tensor | None
     patch: Tensor | None = None
     origins: Tensor | None = None
     offsets: Tensor | None = None
@@ -49,7 +50,9 @@ class Source:
 
     def on(self, device: torch.device) -> Source:
         """The same with all coordinates on a device, contiguous, and the patch of the base's type."""
-        patch = None if self.patch is None else self.patch.to(self.base.dtype)
+        patch = self.patch
+        if patch is not None and self.base is not None:
+            patch = patch.to(self.base.dtype)
         return Source(
             self.base,
             patch,
@@ -63,19 +66,20 @@ class Source:
 
     def bits(self) -> int:
         """All addresses and steps in bytes, or'ed: their lowest set bit is the widest access that they allow."""
-        base, patch = self.base, self.patch
-        item = base.element_size()
-        found = base.data_ptr() | _bits(base.shape, base.stride(), base.dim() - 1, item)
+        base, patch, found = self.base, self.patch, 0
+        if base is not None:
+            found |= base.data_ptr() | _bits(base.shape, base.stride(), base.dim() - 1, base.element_size())
         if patch is not None:
-            found |= patch.data_ptr() | _bits(patch.shape, patch.stride(), 1, item)
+            found |= patch.data_ptr() | _bits(patch.shape, patch.stride(), 1, patch.element_size())
         return found
 
-    def pack(self, unit: int) -> bytes:
-        """The struct, for accesses of so many bytes."""
+    def pack(self, per: int) -> bytes:
+        """The struct, for accesses of so many values."""
         base, patch = self.base, self.patch
         pointers = (base, patch, self.origins, self.offsets, self.start, self.at)
-        laid = ((), ()) if patch is None else (tuple(patch.shape), patch.stride())
-        steps = _source_steps(base.stride(), *laid, unit // base.element_size(), tuple(self.stride), tuple(self.shift))
+        under = () if base is None else base.stride()
+        over = ((), ()) if patch is None else (tuple(patch.shape), patch.stride())
+        steps = _source_steps(under, *over, per, tuple(self.stride), tuple(self.shift))
         return _POINTERS.pack(*(0 if t is None else t.data_ptr() for t in pointers)) + steps
 
 
@@ -94,17 +98,15 @@ class Frame:
         out = self.out
         return out.data_ptr() | _bits(out.shape, out.stride(), out.dim() - 1, out.element_size())
 
-    def pack(self, unit: int) -> bytes:
-        """The struct, for accesses of so many bytes; cells lie at even distances."""
+    def pack(self, per: int) -> bytes:
+        """The struct, for accesses of so many values; cells lie at even distances."""
         out = self.out
-        shape = _frame_shape(tuple(out.shape), out.stride(0), out.stride(-2), unit // out.element_size())
-        return _OUT.pack(out.data_ptr()) + shape
+        return _OUT.pack(out.data_ptr()) + _frame_shape(tuple(out.shape), out.stride(0), out.stride(-2), per)
 
-    def grid(self, unit: int, threads: int) -> tuple[int, int]:
-        """Blocks along x and y."""
+    def grid(self, per: int, items: int = ITEMS) -> tuple[int, int]:
+        """Blocks along x and y, of threads that make so many accesses of so many values."""
         queries, *rest = self.out.shape
-        units = prod(rest) * self.out.element_size() // unit
-        return -(-units // (ITEMS * threads)), min(queries, MOST_BLOCKS)
+        return -(-prod(rest) // (per * items * THREADS)), min(queries, MOST_BLOCKS)
 
 
 def widest(bits: int) -> int:
@@ -132,24 +134,26 @@ def _bits(shape: Sizes, strides: Sizes, channel: int, item: int) -> int:
 @lru_cache(4096)
 def _source_steps(base: Sizes, patch_shape: Sizes, patch: Sizes, per: int, stride: Sizes, shift: Sizes) -> bytes:
     """Strides in units of ``per`` values; where a unit holds several, these are consecutive channels."""
-    row, *axes, channel = base
-    steps = (row // per, *_three([axis // per for axis in axes], 0), channel if per == 1 else 1)
-    over: Sizes = (0,) * (AXES + 2)
+    steps, over = [(0,) * (AXES + 2)] * 2
+    if base:
+        row, *axes, channel = base
+        steps = (row // per, *three([axis // per for axis in axes], 0), channel if per == 1 else 1)
     if patch:
         row, channel, *axes = patch
-        over = (row // per, *_three([axis // per for axis in axes], 0), channel if per == 1 else 1)
-    return _STEPS.pack(*steps, *over, *_three(stride, 0), *_three(shift, 0), *_three(patch_shape[2:], 0), 0)
+        over = (row // per, *three([axis // per for axis in axes], 0), channel if per == 1 else 1)
+    return _STEPS.pack(*steps, *over, *three(stride, 0), *three(shift, 0), *three(patch_shape[2:], 0), 0)
 
 
 @lru_cache(4096)
 def _frame_shape(shape: Sizes, row: int, cell: int, per: int) -> bytes:
     queries, *extent, channels = shape
     units = channels // per
-    divisors = [part for by in (units, *_three(extent)) for part in divisor(by)]
-    return _SHAPE.pack(row // per, cell // per, queries, units, units * prod(extent), *_three(extent), *divisors)
+    divisors = [part for by in (units, *three(extent)) for part in divisor(by)]
+    return _SHAPE.pack(row // per, cell // per, queries, units, units * prod(extent), *three(extent), *divisors)
 
 
-def _three(values: Sequence[int], filler: int = 1) -> Sizes:
+def three(values: Sequence[int], filler: int = 1) -> Sizes:
+    """One number per axis, with fillers for the axes that there are not."""
     return (*values, *(filler,) * (AXES - len(values)))
 
 

@@ -7,17 +7,6 @@ struct Windows {
     Frame frame;
 };
 
-template <int BYTES> struct Bytes;
-template <> struct Bytes<1> { typedef unsigned char Unit; };
-template <> struct Bytes<2> { typedef unsigned short Unit; };
-template <> struct Bytes<4> { typedef unsigned Unit; };
-template <> struct Bytes<8> { typedef unsigned long long Unit; };
-template <> struct Bytes<16> {
-    struct alignas(16) Unit {
-        unsigned parts[4];
-    };
-};
-
 // UNIT_BYTES and SPATIAL_AXES are given at compile time: bytes per access, and spatial axes.
 extern "C" __global__ void windows(const Windows w) {
     typedef Bytes<UNIT_BYTES>::Unit Unit;
@@ -26,7 +15,8 @@ extern "C" __global__ void windows(const Windows w) {
         fill<Unit, 4>(w.frame, query, [&](unsigned unit) {
             unsigned cell[SPATIAL_AXES], channel;
             locate<SPATIAL_AXES>(w.frame, unit, cell, channel);
-            return *window.find(w.source, cell, channel);
+            bool inside;
+            return *window.find(w.source, cell, channel, inside);
         });
     }
 }

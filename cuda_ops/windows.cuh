@@ -16,6 +16,7 @@ __device__ __forceinline__ unsigned quotient(unsigned n, const Divisor &by) {
 
 // A base with one patch per query. Window cells lie at `origins` [queries, 1 + axes] (base, first cell per axis) in the base;
 // without origins query n reads row n, from cell 0 or, of results that are cropped, from at - (start * stride - shift).
+// A patch without a base is the whole window.
 struct Source {
     const void *base, *patch;           // without patch: the base alone
     const long long *origins, *offsets; // offsets [queries, axes]: the patch's first cell in window coordinates
@@ -35,6 +36,18 @@ struct Frame {
     Divisor by_units, by_extent[3];
 };
 
+// The type of an access of so many bytes.
+template <int BYTES> struct Bytes;
+template <> struct Bytes<1> { typedef unsigned char Unit; };
+template <> struct Bytes<2> { typedef unsigned short Unit; };
+template <> struct Bytes<4> { typedef unsigned Unit; };
+template <> struct Bytes<8> { typedef unsigned long long Unit; };
+template <> struct Bytes<16> {
+    struct alignas(16) Unit {
+        unsigned parts[4];
+    };
+};
+
 // One query's window in a source.
 template <typename Unit, int AXES> struct Window {
     const Unit *base, *patch;
@@ -50,20 +63,21 @@ template <typename Unit, int AXES> struct Window {
             long long first = placed ? placed[axis + 1] : 0;
             if (s.at) first = s.at[i] - (s.start[i] * s.stride[axis] - s.shift[axis]);
             base += first * s.base_axis[axis];
-            offset[axis] = s.patch ? (int)s.offsets[i] : 0;
+            offset[axis] = s.offsets ? (int)s.offsets[i] : 0;
         }
     }
 
-    // Where the window's value at a cell is: in the patch if that covers the cell, else in the base.
-    __device__ __forceinline__ const Unit *find(const Source &s, const unsigned (&cell)[AXES], unsigned channel) const {
-        bool inside = s.patch != nullptr;
+    // Where the window's value at a cell is: in the patch if that covers the cell (`inside`), else in the base.
+    __device__ __forceinline__ const Unit *find(const Source &s, const unsigned (&cell)[AXES], unsigned channel,
+                                                bool &inside) const {
+        inside = s.patch != nullptr;
         long long in_base = channel * s.base_channel, in_patch = channel * s.patch_channel;
 #pragma unroll
         for (int axis = 0; axis < AXES; ++axis) {
             const int laid = (int)cell[axis] - offset[axis];
             inside = inside && (unsigned)laid < s.patch_extent[axis]; // negative ones are large
-            in_base += cell[axis] * s.base_axis[axis];
-            in_patch += laid * s.patch_axis[axis];
+            in_base += (long long)cell[axis] * s.base_axis[axis];
+            in_patch += (long long)laid * s.patch_axis[axis];
         }
         return inside ? patch + in_patch : base + in_base;
     }

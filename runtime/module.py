@@ -15,6 +15,7 @@ from kcompile.core.errors import InputError, ModelModeError, NotMaterializedErro
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
+from kcompile.runtime import lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.executor import Executor, Group, Policy
@@ -287,6 +288,9 @@ class IncrementalModule(nn.Module):
                 front = lower(self.front, packed, {name: where.extent for name, where in usual.items()})
                 tail = lower(self.tail, packed, owned=True)
                 made = Executor(self.plan, front, tail, Deferred(lambda: lower(self._full(), packed)))
+            elif lowering_cuda.available(self._like):
+                graphs = lowering_cuda.lower(self.front, self.tail, self.plan, self._like.dtype)
+                made = Executor(self.plan, *graphs, self._full())
             self._executors["lowered"] = made
         return self._executors["lowered"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kcompile.cuda_ops import nvrtc
-from kcompile.cuda_ops.launch import THREADS
+from kcompile.cuda_ops import cuda, nvrtc
 from kcompile.cuda_ops.nvrtc import Defines
+from kcompile.cuda_ops.packing import THREADS
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
 GXX = shutil.which("g++")
@@ -66,3 +66,17 @@ class CpuLauncher:
         function.argtypes = [ctypes.c_uint] * 3 + [ctypes.c_char_p, ctypes.c_long]
         function.restype = None
         return function
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> CpuLauncher:
+    """One launcher for all tests: each kernel is compiled once."""
+    return CpuLauncher(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def on_cpu(built: CpuLauncher, monkeypatch: pytest.MonkeyPatch) -> CpuLauncher:
+    """Inside the test, `cuda` and `cuda_reads` run their kernels on CPU tensors."""
+    built.launched.clear()
+    monkeypatch.setattr(cuda, "launcher", lambda _: built)  # the other module goes through it
+    return built

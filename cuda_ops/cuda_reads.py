@@ -1,0 +1,200 @@
+"""CUDA kernels of the ops that read base or patch directly; where kernels can't be used, the reference runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, prod
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from kcompile.cuda_ops import reads
+from kcompile.cuda_ops.cuda import usable
+from kcompile.cuda_ops.launch import Launcher
+from kcompile.cuda_ops.packing import Frame, Source, three, widest
+from kcompile.cuda_ops.reads import Part
+
+VALUES = {
+    torch.float32: "Float32",
+    torch.float64: "Float64",
+    torch.float16: "Float16",
+    torch.bfloat16: "BFloat16",
+}
+_EPILOGUE, _POOL, _MEAN, _JOIN = Struct("@Q 2d 2i"), Struct("@2d 16i"), Struct("@Q 4i"), Struct("@2Q 2d")
+_NO_SOURCE = Source(None)
+
+
+class Kernel:
+    """One launch: what its windows are read from, and where the result goes."""
+
+    def __init__(self, run: Launcher, frame: Frame, axes: int, parts: Sequence[Part]) -> None:
+        """Choose the widest access."""
+        out = frame.out
+        self.run, self.frame, self.axes = run, frame, axes
+        self.sources = [_source(part).on(out.device) for part in parts]
+        self.biases = [None if part.bias is None else _values(part.bias, out) for part in parts]
+        self.limits = [(part.low, part.high) for part in parts]
+        bits = frame.bits()
+        for source in self.sources:
+            bits |= source.bits()
+        self.unit = widest(bits)
+        self.per = self.unit // out.element_size()
+
+    def reading(self, index: int) -> bytes:
+        """The struct of one source; of none where there are fewer."""
+        if index >= len(self.sources):
+            return _NO_SOURCE.pack(self.per) + _EPILOGUE.pack(0, 0.0, 0.0, 0, 0)
+        bias, (low, high) = self.biases[index], self.limits[index]
+        active = bias is not None or (low, high) != (-inf, inf)
+        epilogue = _EPILOGUE.pack(_address(bias), low, high, active, 0)
+        return self.sources[index].pack(self.per) + epilogue
+
+    def launch(self, name: str, items: int, tail: bytes = b"", sources: int = 1) -> None:
+        """Queue the kernel, whose struct is its sources, the frame, and ``tail``."""
+        dtype = VALUES[self.frame.out.dtype]
+        defines = (("VALUE_TYPE", dtype), ("UNIT_BYTES", self.unit), ("SPATIAL_AXES", self.axes))
+        argument = b"".join(self.reading(index) for index in range(sources)) + self.frame.pack(self.per) + tail
+        self.run.launch(name, defines, self.frame.grid(self.per, items), argument)
+
+
+def read_activated(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+) -> Tensor:
+    """See `reads.read_activated`."""
+    part = Part(base, patch, bias, low, high, origins, offsets)
+    if (run := _runner([part], extent)) is None:
+        return reads.read_activated(base, patch, bias, low, high, origins, offsets, extent)
+    out = base.new_empty((part.rows, *extent, part.channels))
+    if out.numel():
+        Kernel(run, Frame(out), len(extent), [part]).launch("activated", 4)
+    return out.movedim(-1, 1)
+
+
+def read_pooled(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    divisor: int,
+) -> Tensor:
+    """See `reads.read_pooled`."""
+    part = Part(base, patch, bias, low, high, origins, offsets)
+    geometry = (kernel, stride, padding, dilation)
+    if (run := _runner([part], extent)) is None:
+        return reads.read_pooled(base, patch, bias, low, high, origins, offsets, extent, *geometry, divisor)
+    out = base.new_empty((part.rows, *reads.pooled_sizes(extent, *geometry), part.channels))
+    if out.numel():
+        numbers = (number for values in (*geometry, extent) for number in three(values))
+        tail = _POOL.pack(divisor, 0.0 if divisor else -inf, *numbers, 0)
+        Kernel(run, Frame(out), len(extent), [part]).launch("pooled", 1, tail)
+    return out.movedim(-1, 1)
+
+
+def read_mean(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    sums: Tensor | None,
+) -> Tensor:
+    """See `reads.read_mean`."""
+    part = Part(base, patch, bias, low, high, origins, offsets)
+    if (run := _runner([part], extent)) is None:
+        return reads.read_mean(base, patch, bias, low, high, origins, offsets, extent, sums)
+    out = base.new_empty((part.rows, part.channels))
+    if out.numel():
+        totals = None if sums is None else sums.to(device=base.device, dtype=reads.wide(base.dtype)).contiguous()
+        frame = Frame(out.view(part.rows, *[1] * len(extent), part.channels))
+        tail = _MEAN.pack(_address(totals), *three(extent), prod(extent))
+        Kernel(run, frame, len(extent), [part]).launch("mean", 1, tail)
+    return out
+
+
+def read_joined(
+    bases: Sequence[Tensor | None],
+    patches: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    origins: Sequence[Tensor | None],
+    offsets: Sequence[Tensor | None],
+    extent: list[int],
+    cat: bool,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    """See `reads.read_joined`: a sum is one launch, a concatenation one for each window."""
+    parts = reads.parts_of(bases, patches, biases, lows, highs, origins, offsets)
+    run = _runner(parts, extent) if cat or len(parts) <= 2 else None
+    if run is None:
+        columns = (bases, patches, biases, lows, highs, origins, offsets)
+        return reads.read_joined(*columns, extent, cat, scale, shift, low, high)
+    channels = sum(part.channels for part in parts) if cat else parts[0].channels
+    out = parts[0].like.new_empty((parts[0].rows, *extent, channels))
+    if out.numel():
+        factor, summand = (None if values is None else _values(values, out) for values in (scale, shift))
+        first = 0
+        for some in [[part] for part in parts] if cat else [parts]:
+            last = first + some[0].channels
+            tail = _JOIN.pack(_address(factor, first), _address(summand, first), low, high)
+            Kernel(run, Frame(out[..., first:last]), len(extent), some).launch("joined", 2, tail, sources=2)
+            first = last
+    return out.movedim(-1, 1)
+
+
+def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:
+    """See `reads.ended`."""
+    parts = [Part(None, result, bias, -inf, inf, None, None)]
+    if other is not None:
+        parts.append(Part(None, other, None, -inf, inf, None, None))
+    extent = list(result.shape[2:])
+    run = _runner(parts, extent) if all(part.like.shape == result.shape for part in parts) else None
+    if run is None:
+        return reads.ended(result, bias, other, low, high)
+    out = result.new_empty((result.shape[0], *extent, result.shape[1]))
+    if out.numel():
+        Kernel(run, Frame(out), len(extent), parts).launch("joined", 2, _JOIN.pack(0, 0, low, high), sources=2)
+    return out.movedim(-1, 1)
+
+
+def _runner(parts: Sequence[Part], extent: Sequence[int]) -> Launcher | None:
+    """What launches kernels for these windows; None where the reference must run."""
+    like, channels = parts[0].like, max(part.channels for part in parts)
+    if like.dtype not in VALUES or any(part.like.dtype != like.dtype for part in parts):
+        return None
+    return usable(like.device, like.dtype, extent, channels)
+
+
+def _source(part: Part) -> Source:
+    return Source(part.base, part.patch, part.origins, part.offsets)
+
+
+def _values(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers per channel as the kernels read them."""
+    return values.to(device=like.device, dtype=like.dtype).reshape(-1).contiguous()
+
+
+def _address(values: Tensor | None, first: int = 0) -> int:
+    return 0 if values is None else values.data_ptr() + first * values.element_size()

@@ -1,0 +1,313 @@
+"""Ops that read base or patch directly, without a tensor of windows: schemas, shape functions, pure-torch reference.
+
+They take what `gather_superimpose` takes, and compute what follows it in the same launch. Everywhere, ``bias`` [C],
+``low`` and ``high`` end the convolution that made the patch: the patch's values are min(max(patch + bias, low), high),
+and NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kcompile.cuda_ops import reference
+from kcompile.cuda_ops.schema import LIBRARY, channels_last_empty
+
+READ = "Tensor base, Tensor patch, Tensor? bias, float low, float high, Tensor origins, Tensor offsets, SymInt[] extent"
+LIBRARY.define(f"read_activated({READ}) -> Tensor")
+LIBRARY.define(f"read_pooled({READ}, int[] kernel, int[] stride, int[] padding, int[] dilation, int divisor) -> Tensor")
+LIBRARY.define(f"read_mean({READ}, Tensor? sums) -> Tensor")
+LIBRARY.define(
+    "read_joined(Tensor?[] bases, Tensor?[] patches, Tensor?[] biases, float[] lows, float[] highs, Tensor?[] origins, "
+    "Tensor?[] offsets, SymInt[] extent, bool cat, Tensor? scale, Tensor? shift, float low, float high) -> Tensor"
+)
+LIBRARY.define("ended(Tensor result, Tensor? bias, Tensor? other, float low, float high) -> Tensor")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One window of a join; a patch without a base is the whole window, a base without a patch is only gathered."""
+
+    base: Tensor | None
+    patch: Tensor | None
+    bias: Tensor | None
+    low: float
+    high: float
+    origins: Tensor | None
+    offsets: Tensor | None
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the window's type and device."""
+        found = self.base if self.base is not None else self.patch
+        assert found is not None, "a window without base and patch"
+        return found
+
+    @property
+    def rows(self) -> int:
+        """Number of queries."""
+        found = self.origins if self.origins is not None else self.patch
+        assert found is not None
+        return found.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.base.shape[-1] if self.base is not None else self.like.shape[1]
+
+    def window(self, extent: list[int]) -> Tensor:
+        """The window, written out."""
+        patch = None if self.patch is None else activated(self.patch, self.bias, self.low, self.high)
+        if self.base is None:
+            assert patch is not None
+            return patch
+        assert self.origins is not None
+        if patch is None:
+            return reference.gather(self.base, self.origins, extent)
+        assert self.offsets is not None
+        return reference.gather_superimpose(self.base, patch, self.origins, self.offsets, extent)
+
+
+def activated(patch: Tensor, bias: Tensor | None, low: float, high: float) -> Tensor:
+    """The patch after its convolution's bias and activation."""
+    if bias is not None:
+        patch = patch + _per_channel(bias, patch)
+    return patch.clamp(low, high)
+
+
+def read_activated(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+) -> Tensor:
+    """`reference.gather_superimpose` of the patch after bias and activation."""
+    return Part(base, patch, bias, low, high, origins, offsets).window(extent)
+
+
+def read_pooled(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    divisor: int,
+) -> Tensor:
+    """A pool of the window: maxima (divisor 0), or sums divided by ``divisor``; padding counts as -inf or as 0."""
+    window = Part(base, patch, bias, low, high, origins, offsets).window(extent)
+    if len(extent) == 1:  # the pools of two axes do for one
+        window = window.unsqueeze(2)
+        kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
+    if divisor:
+        pool = F.avg_pool3d if len(extent) == 3 else F.avg_pool2d
+        summed = window.to(wide(window.dtype))  # pools of three axes know no half precision on the CPU
+        result = pool(summed, kernel, stride, padding, divisor_override=divisor).to(window.dtype)
+    else:
+        most = F.max_pool3d if len(extent) == 3 else F.max_pool2d
+        result = most(window, kernel, stride, padding, dilation)
+    return _channels_last(result.squeeze(2) if len(extent) == 1 else result)
+
+
+def read_mean(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    sums: Tensor | None,
+) -> Tensor:
+    """Means [N, C] over all cells of the window.
+
+    ``sums`` [B, C] are the bases' own sums over these cells, in float32 (float64 for float64): with them, a kernel
+    reads only the cells that patches cover.
+    """
+    window = Part(base, patch, bias, low, high, origins, offsets).window(extent)
+    return window.to(wide(base.dtype)).mean(dim=list(range(2, window.dim()))).to(base.dtype)
+
+
+def read_joined(
+    bases: Sequence[Tensor | None],
+    patches: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    origins: Sequence[Tensor | None],
+    offsets: Sequence[Tensor | None],
+    extent: list[int],
+    cat: bool,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    """Windows of one extent as one tensor: min(max(joined * scale + shift, low), high).
+
+    Args:
+        bases: One entry for each window, as in `Part`; so are the next ones.
+        patches: Patches.
+        biases: Biases of the convolutions that made the patches.
+        lows: Least values of the patches.
+        highs: Largest values of the patches.
+        origins: Where the windows begin.
+        offsets: Where the patches begin.
+        extent: Cells of the windows per axis.
+        cat: Join along the channels; otherwise add.
+        scale: [C], with ``shift`` [C], or None.
+        shift: [C].
+        low: Least value of the result.
+        high: Largest value of the result.
+    """
+    parts = parts_of(bases, patches, biases, lows, highs, origins, offsets)
+    windows = [part.window(extent) for part in parts]
+    result = torch.cat(windows, 1) if cat else sum(windows[1:], windows[0])
+    if scale is not None and shift is not None:
+        result = _per_channel(shift, result) + result * _per_channel(scale, result)
+    return _channels_last(result.clamp(low, high) if (low, high) != (-inf, inf) else result)
+
+
+def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:
+    """What ends a convolution, where its result is not read as a patch: min(max(result + bias + other, low), high).
+
+    Args:
+        result: [N, C, *sizes].
+        bias: [C], or None.
+        other: As ``result``, or None.
+        low: Least value.
+        high: Largest value.
+    """
+    summed = activated(result, bias, -inf, inf)
+    return _channels_last((summed if other is None else summed + other).clamp(low, high))
+
+
+def parts_of(*columns: Sequence[Any]) -> list[Part]:
+    """The windows of a join; arguments as of `read_joined`."""
+    return [Part(*row) for row in zip(*columns, strict=True)]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums are computed in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def pooled_sizes(
+    extent: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Cells of a pool's result per axis."""
+    given = zip(extent, kernel, stride, padding, dilation, strict=True)
+    return [(e + 2 * p - (k - 1) * d - 1) // s + 1 for e, k, s, p, d in given]
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 2))
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+
+
+def _fake_activated(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+) -> Tensor:
+    return channels_last_empty(base, origins.shape[0], base.shape[-1], extent)
+
+
+def _fake_pooled(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    divisor: int,
+) -> Tensor:
+    sizes = pooled_sizes(extent, kernel, stride, padding, dilation)
+    return channels_last_empty(base, origins.shape[0], base.shape[-1], sizes)
+
+
+def _fake_mean(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    sums: Tensor | None,
+) -> Tensor:
+    return base.new_empty((origins.shape[0], base.shape[-1]))
+
+
+def _fake_joined(
+    bases: Sequence[Tensor | None],
+    patches: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    origins: Sequence[Tensor | None],
+    offsets: Sequence[Tensor | None],
+    extent: list[int],
+    cat: bool,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    parts = parts_of(bases, patches, biases, lows, highs, origins, offsets)
+    channels = sum(part.channels for part in parts) if cat else parts[0].channels
+    return channels_last_empty(parts[0].like, parts[0].rows, channels, extent)
+
+
+def _fake_ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:
+    return channels_last_empty(result, result.shape[0], result.shape[1], list(result.shape[2:]))
+
+
+REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "read_activated": read_activated,
+    "read_pooled": read_pooled,
+    "read_mean": read_mean,
+    "read_joined": read_joined,
+    "ended": ended,
+}
+_FAKE: dict[str, Callable[..., Tensor]] = {
+    "read_activated": _fake_activated,
+    "read_pooled": _fake_pooled,
+    "read_mean": _fake_mean,
+    "read_joined": _fake_joined,
+    "ended": _fake_ended,
+}
+for _name, _fake in _FAKE.items():
+    torch.library.register_fake(f"kcompile::{_name}", _fake, lib=LIBRARY)

@@ -44,7 +44,7 @@ def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     Args:
         models: Of the source.
         scored: What the scores are.
-        batch: Queries in one turn of the loop.
+        batch: The most queries in one turn of the loop.
 
     The loop's body has its weights as initialisers of its own, at the same places of the weights' file: runtimes pack
     weights beforehand only where they are constants of the graph that reads them.
@@ -63,7 +63,7 @@ def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     count = graph.op("Shape", places, end=1)
     order = _order(graph, plan, batch, places, count)
     sorted_, trips = _batches(graph, graph.op("Gather", places, order, axis=0), count, batch, axes)
-    body = _body(models, graph, bases, patch, sorted_, scored, batch)
+    body = _body(models, graph, bases, patch, sorted_, scored)
     going = graph.constant(np.array(True))
     stacked = graph.op("Loop", trips, going, body=body)  # [trips, batch, K]
     classes = graph.op("Shape", stacked, start=2)
@@ -110,32 +110,37 @@ def _order(graph: Graph, plan: Plan, batch: int, places: str, count: str) -> str
 
 
 def _batches(graph: Graph, places: str, count: str, batch: int, axes: int) -> tuple[str, str]:
-    """Positions [batches, batch, axes], the last repeated to fill the last batch, and the number of batches."""
+    """Positions [batches, each, axes], the last repeated to fill the last batch, and the number of batches.
+
+    They are as few as batches of up to ``batch`` can be, and equal, so that hardly any is filled up.
+    """
     whole = graph.op("Div", graph.op("Add", count, graph.ints(batch - 1)), graph.ints(batch))
     trips = graph.op("Max", whole, graph.ints(1))  # a loop without turns has results of unknown sizes
-    rows = graph.op("Mul", trips, graph.ints(batch))
+    up = graph.op("Add", count, graph.op("Sub", trips, graph.ints(1)))
+    each = graph.op("Max", graph.op("Div", up, trips), graph.ints(1))
+    rows = graph.op("Mul", trips, each)
     numbers = graph.op("Range", graph.constant(0, "int64"), graph.op("Squeeze", rows), graph.constant(1, "int64"))
     some = graph.op("Max", count, graph.ints(1))
     missing = graph.op("Concat", graph.ints(0, 0), graph.op("Sub", some, count), graph.ints(0), axis=0)
     least, last = graph.op("Pad", places, missing), graph.op("Sub", some, graph.ints(1))
     filled = graph.op("Gather", least, graph.op("Min", numbers, last), axis=0)
-    return graph.op("Reshape", filled, graph.ints(-1, batch, axes)), graph.op("Squeeze", trips)
+    shape = graph.op("Concat", trips, each, graph.ints(axes), axis=0)
+    return graph.op("Reshape", filled, shape), graph.op("Squeeze", trips)
 
 
-def _body(
-    models: Models, parent: Graph, bases: dict[str, str], patch: str, batches: str, scored: Scored, batch: int
-) -> object:
-    """One batch: its number and a condition to the condition and the scores [batch, K]."""
+def _body(models: Models, parent: Graph, bases: dict[str, str], patch: str, batches: str, scored: Scored) -> object:
+    """One batch: its number and a condition to the condition and the scores [each, K]."""
     body = Graph(models.weights, "batch", parent)
     number = body.input(body.unique("number"), TensorProto.INT64, [])
     going = body.input(body.unique("going"), TensorProto.BOOL, [])
     positions = body.op("Gather", batches, number, axis=0)
     one = body.op("Unsqueeze", patch, body.ints(0))
-    rows = body.ints(batch, *[1] * len(models.plan.input_shape))
+    ones = body.ints(*[1] * len(models.plan.input_shape))
+    rows = body.op("Concat", body.op("Shape", positions, end=1), ones, axis=0)
     results = models.queries(body, bases, body.op("Expand", one, rows), positions)
     scores = _scores(body, results[scored.result], scored)
     body.output(going, body.unique("going_on"), TensorProto.BOOL, [])
-    body.output(scores.name, body.unique("batch_scores"), dtype_of(scores.dtype), [batch, scores.shape[1]])
+    body.output(scores.name, body.unique("batch_scores"), dtype_of(scores.dtype), ["each", scores.shape[1]])
     return body.proto()
 
 

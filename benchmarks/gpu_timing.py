@@ -14,8 +14,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_kernels import time_by_kind
 from benchmarks.maps import IntArray, Sample, occluded, own_box_bound, positions_of, sample_of
 from kcompile.runtime import executor as executor_module
+from kcompile.runtime import lowering_cuda
 from kcompile.runtime.module import IncrementalModule
 
 T = TypeVar("T")
@@ -32,10 +34,14 @@ class Variant:
     batch: int | None = None
     overhead: float | None = None
     benchmark: bool = False  # cudnn.benchmark
+    fuse: bool = True  # what follows windows runs in the launch that reads them (runtime/lowering_cuda.py)
 
     @contextmanager
     def applied(self, inc: IncrementalModule) -> Iterator[None]:
         """Inside, the module runs in this setting."""
+        if self.fuse != lowering_cuda.FUSE:
+            lowering_cuda.FUSE = self.fuse
+            inc._executors.clear()  # made anew outside of what is timed
         runner = inc.executor()
         own = executor_module.OVERHEAD_MACS_PER_OP
         overhead = own if self.overhead is None else self.overhead
@@ -52,6 +58,7 @@ VARIANTS = (
     Variant("batch 128", batch=128, overhead=1e8),
     Variant("batch 512", batch=512, overhead=1e8),
     Variant("batch 512, cudnn.benchmark", batch=512, overhead=1e8, benchmark=True),
+    Variant("batch 512, not fused", batch=512, overhead=1e8, fuse=False),
 )
 
 
@@ -119,8 +126,18 @@ def time_network(inc: IncrementalModule, model: nn.Module, device: torch.device,
         settings: What to measure.
     """
     deadline = time.perf_counter() + settings.limit
+    try:
+        return _time_network(inc, model, device, settings, deadline)
+    finally:
+        lowering_cuda.FUSE = True
+
+
+def _time_network(
+    inc: IncrementalModule, model: nn.Module, device: torch.device, settings: Settings, deadline: float
+) -> dict[str, Any]:
     everything = positions_of(inc.plan.input_shape[-1], settings.patch, settings.stride)
-    image = torch.randn(inc.plan.input_shape, generator=torch.Generator().manual_seed(1)).to(device)
+    image = torch.randn(inc.plan.input_shape, generator=torch.Generator().manual_seed(1))
+    image = image.to(device, next(model.parameters()).dtype)
     naive = Naive(model, image, everything, device, settings)
     share = (deadline - time.perf_counter()) / (len(settings.variants) + 1)
     naive.prepare(share)
@@ -133,8 +150,13 @@ def time_network(inc: IncrementalModule, model: nn.Module, device: torch.device,
         for run in runs:
             run.round()
     best = naive.timing.median
+    fastest = min(runs, key=lambda run: run.timing.median)
+    few = min(16, len(everything))
+    ours, theirs = runs[0].few(few), naive.few(few)
     return {
         "positions": len(everything),
+        "interactive": {"positions": few, "naive": theirs, "incremental": ours, "share": ours / theirs},
+        "kinds": fastest.kinds() if device.type == "cuda" else {},
         "bound": own_box_bound(inc, everything),
         "naive": {**_numbers(naive.timing), "batch": naive.batch, "tried": naive.tried,
                   "tflops": 2e-12 * inc.plan.full_macs() * len(everything) / best},
@@ -158,9 +180,10 @@ def _extreme(pick: Callable[[list[float]], float], naive: Naive, run: Incrementa
 
 
 class Naive:
-    """Full inference of every patched image: channels-last, cudnn.benchmark on, the best of some batch sizes.
+    """Full inference of every patched image: channels-last, cudnn.benchmark on, in the fastest of several ways.
 
-    The patched images are made on the device, in one pass per batch.
+    Eagerly in the best of some batch sizes, then with this size as a CUDA graph and by torch.compile. The patched
+    images are made on the device, in one pass per batch.
     """
 
     def __init__(
@@ -168,28 +191,77 @@ class Naive:
     ) -> None:
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         self.image, self.everything, self.device, self.settings = image, everything, device, settings
-        self.timing = Timing("naive")
-        self.tried: dict[int, float] = {}
+        self.timing = Timing("eager")
+        self.tried: dict[str, float] = {}
         self.batch = settings.batches[0]
         self.rows = everything
+        self.way: Callable[[Tensor], Tensor] = self.model
 
     def prepare(self, limit: float) -> None:
-        """Choose the batch size, by time per position when warm; then how many positions to time, and warm up."""
+        """Choose batch size and way, by time per position when warm; then how many positions to time, and warm up."""
+        deadline = time.perf_counter() + limit / 2
+        eager: dict[int, float] = {}
         for batch in self.settings.batches:
-            if self.tried and 4 * batch * min(self.tried.values()) > limit / 4:
+            if eager and 4 * batch * min(eager.values()) > limit / 8:
                 break
             try:
-                self.tried[batch] = self._try(self.everything[: 2 * batch], batch)
+                eager[batch] = self._try(self.everything[: 2 * batch], batch)
             except torch.OutOfMemoryError:
                 break
-        self.batch = min(self.tried, key=lambda batch: self.tried[batch])
-        affordable = int(limit / 2 / self.settings.rounds / self.tried[self.batch])
+        self.batch = min(eager, key=lambda batch: eager[batch])
+        self.tried = {f"eager, batch {batch}": seconds for batch, seconds in eager.items()}
+        best = eager[self.batch]
+        for name, make in (("CUDA graph", self._graph), ("torch.compile", self._compiled)):
+            if self.device.type == "cuda" and time.perf_counter() < deadline:
+                best = self._way(name, make, best)
+        affordable = int(limit / 2 / self.settings.rounds / best)
         if affordable < len(self.everything):
             self.rows = self.everything[: max(affordable // self.batch, 1) * self.batch]
         self.timing.positions = len(self.rows)
         rest = len(self.rows) % self.batch
         if rest:
             self._run(self.rows[:rest], self.batch)
+
+    def _way(self, name: str, make: Callable[[], Callable[[Tensor], Tensor]], best: float) -> float:
+        """Try another way than the best so far, and keep it if it is faster; seconds per position of the best."""
+        before = self.way
+        try:
+            self.way = make()
+            seconds = self._try(self.everything[: 2 * self.batch], self.batch)
+        except Exception as error:  # no C compiler for torch.compile, no memory for a graph: the baseline goes without
+            print(f"naive, {name}: {type(error).__name__}: {str(error)[:300]}")
+            seconds = float("inf")
+        self.tried[f"{name}, batch {self.batch}"] = seconds
+        if seconds < best:
+            self.timing.name = name
+            return seconds
+        self.way = before
+        return best
+
+    @torch.inference_mode()
+    def _graph(self) -> Callable[[Tensor], Tensor]:
+        """The model as a CUDA graph of one batch."""
+        into = occluded(self.image, self.everything[: self.batch], self.settings.patch)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream), cudnn_benchmark(True):
+            self.model(into)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph), cudnn_benchmark(True):
+            out = self.model(into)
+
+        def replay(images: Tensor) -> Tensor:
+            into.copy_(images)
+            graph.replay()
+            return out.clone()
+
+        return replay
+
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        torch.compiler.reset()
+        compiled: Callable[[Tensor], Tensor] = torch.compile(self.model, dynamic=False)
+        return compiled
 
     def _try(self, positions: IntArray, batch: int) -> float:
         """Seconds per position, when warm."""
@@ -203,11 +275,25 @@ class Naive:
         self.timing.seconds.append(seconds * len(self.everything) / len(self.rows))
         self.timing.peak = max(self.timing.peak, _peak(self.device))
 
+    def few(self, count: int) -> float:
+        """Seconds of a batch of so many positions, eagerly and warm."""
+        return min(self._few(count) for _ in range(3))
+
+    def _few(self, count: int) -> float:
+        way, self.way = self.way, self.model
+        try:
+            return self._try(self.everything[:count], count) * count
+        finally:
+            self.way = way
+
     @torch.inference_mode()
     def _run(self, positions: IntArray, batch: int) -> Tensor:
         with cudnn_benchmark(True):
             parts = (positions[i : i + batch] for i in range(0, len(positions), batch))
-            return torch.cat([self.model(occluded(self.image, part, self.settings.patch)) for part in parts])
+            return torch.cat([self._one(occluded(self.image, part, self.settings.patch)) for part in parts])
+
+    def _one(self, images: Tensor) -> Tensor:
+        return self.way(images) if len(images) == self.batch else self.model(images)
 
 
 class Incremental:
@@ -251,6 +337,21 @@ class Incremental:
         with self.variant.applied(self.inc):
             self.timing.seconds.append(self._run(self.sample))
         self.timing.peak = max(self.timing.peak, _peak(self.device))
+
+    @torch.inference_mode()
+    def few(self, count: int) -> float:
+        """Seconds of a call of so many positions across the map, the base being there; warm."""
+        some = self.everything[:: max(len(self.everything) // count, 1)][:count]
+        with self.variant.applied(self.inc):
+            self.inc.forward_patches(0.0, some)
+            return min(timed(self.device, lambda: self.inc.forward_patches(0.0, some))[0] for _ in range(3))
+
+    @torch.inference_mode()
+    def kinds(self) -> dict[str, float]:
+        """Device time by kind of kernel, of some batches of the map."""
+        few = sample_of(self.inc, self.everything, 2 * self.inc.executor().batch)
+        with self.variant.applied(self.inc), few.scheduled():
+            return time_by_kind(lambda: self.inc.forward_patches(0.0, few.positions))
 
     @torch.inference_mode()
     def _run(self, sample: Sample) -> float:

@@ -38,7 +38,7 @@ def compiled(name: str, defines: Defines, capability: int) -> bytes:
         NvrtcError: cuda-bindings or NVRTC is missing, or the source does not compile.
     """
     nvrtc = _nvrtc()
-    target, options = _target(nvrtc, capability), " ".join([*OPTIONS, *_macros(defines)])
+    target, options = target_of(capability), " ".join([*OPTIONS, *_macros(defines)])
     version = ".".join(map(str, _checked(nvrtc, nvrtc.nvrtcVersion())))
     parts = [version, target, options, *(f"{file}\n{text}" for file, text in sources(name).items())]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -114,8 +114,13 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-def _target(nvrtc: Any, capability: int) -> str:
-    """Machine code for the device, or PTX where this NVRTC is older than the device."""
+def target_of(capability: int) -> str:
+    """What to compile for: machine code for the device, or PTX where this NVRTC is older than the device.
+
+    Raises:
+        NvrtcError: NVRTC is missing, or doesn't compile for a device so old.
+    """
+    nvrtc = _nvrtc()
     (known,) = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
     usable = [arch for arch in known if arch <= capability]
     if not usable:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 import kcompile
 from kcompile.cuda_ops import cuda, cuda_reads
 from kcompile.runtime import lowering_cuda
-from tests.fuzz.campaign import search
 from tests.support.cuda_on_cpu import CpuLauncher, needs_gxx
 from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
 from tests.support.networks import (
@@ -154,6 +153,8 @@ def test_networks_on_the_kernels(name: str, on_kernels: CpuLauncher, seed: int) 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=needs_gxx)])
 def test_random_graphs(kernels: bool, request: pytest.FixtureRequest, monkeypatch: Any, seed: int) -> None:
+    from tests.fuzz.campaign import search  # needs hypothesis, which GPU machines may lack
+
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
     request.getfixturevalue("on_kernels" if kernels else "lowered")
     tally = search(random.randrange(2**32), 30)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kcompile.core.errors import CaptureError as CaptureError
     from kcompile.core.errors import InputError as InputError
     from kcompile.core.errors import KCompileError as KCompileError
+    from kcompile.core.errors import MemoryBudgetError as MemoryBudgetError
     from kcompile.core.errors import ModelModeError as ModelModeError
     from kcompile.core.errors import NotMaterializedError as NotMaterializedError
     from kcompile.core.errors import OnnxExportError as OnnxExportError
@@ -59,6 +60,7 @@ _HOMES = {
             "CaptureError",
             "InputError",
             "KCompileError",
+            "MemoryBudgetError",
             "ModelModeError",
             "NotMaterializedError",
             "OnnxExportError",

@@ -14,6 +14,7 @@ from kcompile.accepted import as_module
 from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.runtime.autocast import without_autocast
+from kcompile.runtime.budget import check_budget
 from kcompile.runtime.inputs import Inputs
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.outputs import Outputs
@@ -30,6 +31,7 @@ def incrementalize(
     example_inputs: Any = None,
     patched_input: Any = 0,
     on_unsupported: Literal["dense", "error"] = "dense",
+    memory_budget: int | None = None,
 ) -> IncrementalModule:
     """Compile a CNN so that patched copies of an image are inferred incrementally.
 
@@ -45,6 +47,9 @@ def incrementalize(
         patched_input: Which of them is the image batch: its index or name, or a path as ``(0, "image")``.
         on_unsupported: What to do with ops without a spatial rule: compute them and what follows in full ("dense"), or
             raise ("error").
+        memory_budget: Most bytes that base images (with all that is kept of them) and the queries of one call take
+            together; batches are made as small as that asks for. Parameters, and tensors that the caller gives or
+            gets, don't count. Default: no limit.
 
     Returns:
         A module with the model's own call, `materialize` and `forward_patches`.
@@ -54,7 +59,9 @@ def incrementalize(
         ModelModeError: The model is in training mode, or its rows influence one another.
         CaptureError: The model can't be traced.
         UnsupportedOpError: Under ``on_unsupported="error"``.
+        MemoryBudgetError: The budget is too small for one base image and one query.
     """
+    check_budget(memory_budget)  # before the work
     if on_unsupported not in ("dense", "error"):
         raise InputError(f'on_unsupported is {on_unsupported!r}; allowed are "dense" and "error"')
     from kcompile.example_call import example_of  # here, so that a loaded module needs no compiler
@@ -69,7 +76,9 @@ def incrementalize(
         raise InputError(f"the images of example_inputs have shape {shape}; allowed is a batch [B, C, *S] of them")
     if example is not None and input_shape is not None and image_shape(input_shape, len(image) - 1) != image:
         raise InputError(f"input_shape is {tuple(input_shape)}, but the images of example_inputs are {shape}")
-    return _compile(image, patch_size(patch_shape, image), on_unsupported, example, model)
+    inc = _compile(image, patch_size(patch_shape, image), on_unsupported, example, model)
+    inc.memory_budget = memory_budget
+    return inc
 
 
 def _compile(

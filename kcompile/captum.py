@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kcompile.ablation import ablated_scores, check_target, select
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
-from kcompile.engine import IMAGES_AT_ONCE, Engine, outputs
+from kcompile.engine import Engine, outputs
 from kcompile.fills import windows
 from kcompile.runtime.module import IncrementalModule
 from kcompile.sliding import Slide
@@ -118,8 +118,9 @@ class Occlusion:
             self.fallback = "the baseline is of another type, or not finite"
             return None
         changes = []
-        for first in range(0, len(images), IMAGES_AT_ONCE):
-            some = slice(first, first + IMAGES_AT_ONCE)
+        at_once = self._engine.at_once()
+        for first in range(0, len(images), at_once):
+            some = slice(first, first + at_once)
             based = self._engine.based(images[some], slide.window[1:])
             self.fallback = self._engine.reason
             if based is None:

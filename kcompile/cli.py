@@ -5,6 +5,7 @@ Torch is imported when a command runs, not for its help.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,10 @@ Stride = Annotated[
 Overlap = Annotated[
     float | None, typer.Option("--overlap", help="Instead of a stride: share of the patch, 0 to 1, that windows share.")
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option("--memory-budget", help="Most memory of the map, bytes or with KB, MB, GB. By default no limit."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads. By default all cores.")]
 
 
@@ -112,6 +117,7 @@ def explain(
     compare: Annotated[
         int, typer.Option("--compare", min=0, help="Check so many positions against full inference, and time it.")
     ] = 0,
+    memory_budget: Budget = None,
     threads: Threads = None,
 ) -> None:
     """Explain a prediction: slide a patch over the picture and record the score at every position."""
@@ -123,6 +129,7 @@ def explain(
             patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2) if stride else None,
             overlap=overlap, value=value, target=target, score=score.value,
             roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
+            memory_budget=_bytes(memory_budget) if memory_budget else None,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
 
@@ -224,6 +231,18 @@ def _readable_errors(threads: int | None) -> Iterator[None]:
     except KCompileError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes: 67108864, 65536KB, 64MB or 0.0625GB.
+
+    Raises:
+        InputError: Anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)I?B?", text.strip().upper())
+    if not found:
+        raise InputError(f"--memory-budget is {text!r}; allowed are a number of bytes, or one with KB, MB or GB")
+    return int(float(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[found[2]])
 
 
 def _numbers(name: str, text: str, *counts: int) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kcompile.api import incrementalize
 from kcompile.core.errors import KCompileError, StaleWeightsError
 from kcompile.core.interval import IntArray
-from kcompile.fills import CHUNK_BYTES
 from kcompile.runtime.module import IncrementalModule
 
 IMAGES_AT_ONCE = 8  # base images; more of them take memory, and no batch gets fuller
@@ -51,6 +50,11 @@ class Engine:
             return None
         self.reason = None
         return found, output
+
+    def at_once(self) -> int:
+        """How many base images to ask for at a time."""
+        given = self.model
+        return given.most_bases(IMAGES_AT_ONCE) if isinstance(given, IncrementalModule) else IMAGES_AT_ONCE
 
     def _materialized(self, inc: IncrementalModule, images: Tensor) -> Any:
         try:
@@ -99,12 +103,12 @@ def outputs(
         bases: B, how many of them.
         positions: [P, axes].
         patches: One [C, *sizes] for all, or a function that gives [p, B, C, *sizes] for a part of the positions.
-        nbytes: Size of one patch; patches are made for at most 64 MB of them at a time.
+        nbytes: Size of one patch; patches are made for at most 64 MB of them at a time (less under a memory budget).
 
     Yields:
         Of a group of queries the indices of the positions and of the images, and the model's output.
     """
-    at_once = len(positions) if isinstance(patches, Tensor) else max(1, CHUNK_BYTES // (nbytes * bases))
+    at_once = len(positions) if isinstance(patches, Tensor) else max(1, inc.chunk_bytes() // (nbytes * bases))
     for first in range(0, len(positions), at_once):
         part = slice(first, min(first + at_once, len(positions)))
         where = np.repeat(positions[part], bases, axis=0)

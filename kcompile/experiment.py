@@ -36,6 +36,7 @@ def occlusion(
     output: Any = None,
     progress: bool = False,
     callback: Callback | None = None,
+    memory_budget: int | None = None,
 ) -> Any:
     """Explain predictions: which parts of an image do they rest on?
 
@@ -58,6 +59,7 @@ def occlusion(
         progress: Show a progress bar with an estimate of the time, one for all images.
         callback: Called with a `kcompile.Progress` after each batch of positions; returning False (or raising
             StopIteration) stops.
+        memory_budget: As for `incrementalize`, which compiles a plain model; a compiled module has its own.
 
     Returns:
         A `Heatmap`; for several images a list of them; for several targets, in their place, a list per image.
@@ -65,8 +67,9 @@ def occlusion(
 
     Raises:
         InputError: Bad image, patch, stride, roi, value, target or score.
+        MemoryBudgetError: The budget is too small.
     """
-    inc = compiled(model, image, patch_shape)
+    inc = compiled(model, image, patch_shape, memory_budget)
     images, alone = as_images(image, inc)
     shape = inc.plan.input_shape
     patch = patch_within(patch_shape, inc.plan.patch_shape)
@@ -138,7 +141,7 @@ class Experiment:
         """Scores [n, K] of the positions, group by group, with their indices; ``image`` is the base."""
         flat = self.positions.reshape(-1, self.positions.shape[-1])
         source = self.fill.source(image, self.patch)
-        for part in parts(source, self.count, image, self.patch):
+        for part in parts(source, self.count, image, self.patch, self.inc.chunk_bytes()):
             patches = source if isinstance(source, Tensor) else source(flat[part])
             for rows, outputs, _ in self.inc.stream_patches(patches, flat[part]):
                 yield part.start + rows, self._scores(self.inc.restore(outputs), len(rows))

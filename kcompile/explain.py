@@ -42,6 +42,7 @@ class Request:
     out: Path | None
     npz: Path | None
     compare: int
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(request: Request, progress: bool) -> int:
     target = class_number(request.target, loaded.categories)
     pictures = [loaded.prepare(read_picture(one.image, loaded.channels)) for one in files]  # a bad one is told now
     start = time.perf_counter()
-    inc = incrementalize(loaded.model, loaded.input_shape, request.patch)
+    inc = incrementalize(loaded.model, loaded.input_shape, request.patch, memory_budget=request.memory_budget)
     compiled = time.perf_counter() - start
     patch, shape = inc.plan.patch_shape, loaded.input_shape
     fill, step = fill_of(request.value, shape, patch), steps(request.stride, request.overlap, patch)

@@ -19,8 +19,6 @@ from torch import Tensor
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 
-CHUNK_BYTES = 64 << 20  # of patches that differ by position, at a time
-
 Source: TypeAlias = Tensor | Callable[[IntArray], Tensor]
 """The patch [C, *sizes] of all positions, or a function from positions [n, axes] to patches [n, C, *sizes]."""
 
@@ -172,10 +170,10 @@ def allowed(shape: Sequence[int], sizes: Sequence[int]) -> str:
     )
 
 
-def parts(source: Source, count: int, image: Tensor, sizes: Sequence[int]) -> Iterator[slice]:
-    """Split ``count`` positions so that the patches of a part, if they differ by position, take at most 64 MB."""
+def parts(source: Source, count: int, image: Tensor, sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Split ``count`` positions so that the patches of a part, if they differ by position, take ``most`` bytes."""
     each = len(image) * prod(sizes) * image.element_size()
-    at_once = max(1, count if isinstance(source, Tensor) else CHUNK_BYTES // each)
+    at_once = max(1, count if isinstance(source, Tensor) else most // each)
     for first in range(0, count, at_once):
         yield slice(first, min(first + at_once, count))
 

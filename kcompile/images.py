@@ -16,7 +16,9 @@ from kcompile.runtime.module import IncrementalModule
 PATCH = 16  # pixels, where a plain model comes without a patch shape
 
 
-def compiled(model: nn.Module, image: Any, patch_shape: int | Sequence[int] | None) -> IncrementalModule:
+def compiled(
+    model: nn.Module, image: Any, patch_shape: int | Sequence[int] | None, memory_budget: int | None = None
+) -> IncrementalModule:
     """The model, compiled for images like the first one if it is a plain model.
 
     Five dimensions, or a patch of as many numbers, tell other axes than two.
@@ -25,6 +27,10 @@ def compiled(model: nn.Module, image: Any, patch_shape: int | Sequence[int] | No
         InputError: No image tensor of a plain model; and what `incrementalize` raises.
     """
     if isinstance(model, IncrementalModule):
+        if memory_budget is not None:
+            raise InputError(
+                f"memory_budget is {memory_budget!r}, but the model is compiled already: set inc.memory_budget"
+            )
         return model
     if isinstance(image, dict):
         raise InputError(
@@ -40,7 +46,7 @@ def compiled(model: nn.Module, image: Any, patch_shape: int | Sequence[int] | No
         found = f"{type(first).__name__} {tuple(first.shape) if hasattr(first, 'shape') else ''}".rstrip()
         raise InputError(f"the image must be a tensor [C, {names}], [B, C, {names}] or a list of such, got {found}")
     patch = per_axis(PATCH if patch_shape is None else patch_shape, axes, "patch_shape")
-    return incrementalize(model, (1, *first.shape[-axes - 1 :]), patch)
+    return incrementalize(model, (1, *first.shape[-axes - 1 :]), patch, memory_budget=memory_budget)
 
 
 def as_images(image: Any, inc: IncrementalModule) -> tuple[list[Given], bool]:

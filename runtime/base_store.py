@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -17,11 +18,13 @@ class BaseStore:
         tensors: Base tensors by name, each [B, *padded sizes, C] (B = 1 for constants).
         images: The base images [B, C, *sizes].
         others: The other inputs that have a row for each of them [B, ...].
+        beside: Bytes of what else is kept as long as the store is.
     """
 
     tensors: dict[str, Tensor]
     images: Tensor
     others: tuple[Tensor, ...] = ()
+    beside: int = 0
 
     @property
     def count(self) -> int:
@@ -40,24 +43,48 @@ class BaseStore:
             images: The base images.
             others: The other inputs with rows.
         """
-        tensors = {base.name: _store(base, source) for base, source in zip(plan.bases, sources, strict=True)}
+        tensors = {}
+        for base, source in zip(plan.bases, sources, strict=True):
+            tensors[base.name] = new_store(base, source, len(images) if base.batched else 1)
+            put(base, tensors[base.name], source)
         return cls(tensors, images, others)
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory of the base tensors, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    @property
+    def held(self) -> int:
+        """Memory of all that is kept of the base images, in bytes."""
+        inputs = sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.others))
+        return self.nbytes + inputs + self.beside
 
-def _store(base: BaseTensor, source: Tensor) -> Tensor:
+
+def new_store(base: BaseTensor, source: Tensor, rows: int) -> Tensor:
+    """Memory for a base tensor of so many images, filled with its padding.
+
+    Args:
+        base: The base tensor.
+        source: Its value for some images, of its own layout.
+        rows: Number of images; 1 for a constant.
+    """
+    return source.new_full(stored_shape(base, rows), base.fill)
+
+
+def stored_shape(base: BaseTensor, rows: int) -> tuple[int, ...]:
+    """[rows, *padded sizes, C] of a base tensor."""
+    sizes = [size + low + high for size, (low, high) in zip(base.sizes, base.padding, strict=True)]
+    return (rows, *sizes, prod(base.shape) // max(prod(base.sizes), 1))
+
+
+def put(base: BaseTensor, stored: Tensor, source: Tensor, first: int = 0) -> None:
+    """Write a source's rows into the store, from row ``first`` on."""
     value = source if base.batched else source.reshape(1, *base.shape)
     channels = [dim for dim in range(1, value.dim()) if dim not in base.axes]
     laid = value.permute(0, *base.axes, *channels)
     inner = laid.flatten(len(base.axes) + 1) if channels else laid.unsqueeze(-1)
-    sizes = [size + low + high for size, (low, high) in zip(base.sizes, base.padding, strict=True)]
-    stored = value.new_full((value.shape[0], *sizes, inner.shape[-1]), base.fill)
-    place = stored
+    place = stored[first : first + len(value)]
     for axis, (low, _) in enumerate(base.padding):
         place = place.narrow(axis + 1, low, base.sizes[axis])
     place.copy_(inner)
-    return stored

@@ -79,14 +79,14 @@ class Choice:
         """Estimated cost of an incremental run."""
         return float(queries.sum()) + batches * self.overhead
 
-    def way(self, queries: FloatArray, batches: int) -> Way:
-        """How to run a call of these queries."""
+    def way(self, queries: FloatArray, batches: int, *, timed: bool = True) -> Way:
+        """How to run a call of these queries; TIMED only where that is allowed."""
         ours, theirs = self.incremental(queries, batches), self.full(len(queries))
         if ours < CLEAR * theirs:
             return Way.INCREMENTAL
         if ours > theirs / CLEAR:
             return Way.FULL
-        if not self.rates and len(queries) >= WORTH_TIMING and batches > 2:
+        if timed and not self.rates and len(queries) >= WORTH_TIMING and batches > 2:
             return Way.TIMED
         faster = ours * self.rates.get(Way.INCREMENTAL, 1.0) <= theirs * self.rates.get(Way.FULL, UNMEASURED)
         return Way.INCREMENTAL if faster else Way.FULL

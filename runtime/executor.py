@@ -19,9 +19,12 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
 from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
 from kcompile.runtime.full import patched
+from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
+from kcompile.runtime.queue import Queue
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 
 # One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
@@ -43,6 +46,7 @@ class Call:
     positions: IntArray
     base_index: IntArray
     regions: list[Region]
+    limits: Callable[[], Limits]
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Executor:
     full: Callable[..., Sequence[Tensor]] | None = None
     batch: int = FRONT_BATCH
     full_batch: int = FULL_BATCH
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
@@ -66,6 +71,25 @@ class Executor:
         self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
         weights = sum(_bytes(self.tail, str(node.target)) for node in self.tail.graph.nodes if node.op == "get_attr")
         self.tail_bytes = min(max(weights, TAIL_BYTES[0]), TAIL_BYTES[1])  # reading them once should not dominate
+        self._needs: dict[tuple[int, ...], Needs] = {}
+
+    def needs(self, sizes: tuple[int, ...]) -> Needs:
+        """What queries with patches of some size take, under a budget; all up to the compiled size count as that."""
+        assert self.budget is not None
+        inside = all(size <= most for size, most in zip(sizes, self.plan.patch_shape, strict=True))
+        key = self.plan.patch_shape if inside else sizes
+        if key not in self._needs:
+            self._needs[key] = query_needs(self, self.budget.kinds, key)
+        return self._needs[key]
+
+    def limits(self, store: BaseStore, sizes: tuple[int, ...]) -> Limits:
+        """How many queries go at a time, now."""
+        row = max(self.tail_values * store.images.element_size(), 1)
+        fits = self.tail_bytes // row  # a front's batch more than fits is no reason to read all weights twice
+        most = Limits(
+            self.batch, max(-(-self.tail_bytes // row), self.batch), max(2 * fits, FULL_BATCH), self.full_batch
+        )
+        return most if self.budget is None else self.needs(sizes).limits(self.budget.room(store.held), most)
 
     def stream(
         self,
@@ -90,13 +114,41 @@ class Executor:
         if not len(positions):
             return
         sizes = tuple(patches(np.zeros(1, dtype=np.int64)).shape[2:])
-        regions = evaluate(self.plan.regions, patch_regions(positions, sizes))
-        batches = schedule(self.plan, positions, sizes, self.batch, self.choice.overhead, regions)
-        call = Call(store, patches, positions, base_index, regions)
+        limits = partial(self.limits, store, sizes)
+        if self.budget is not None:
+            policy = self._allowed(policy, store, sizes)
+        most = len(positions) if self.budget is None else self.budget.at_once(self.plan, limits().batch)
+        for first in range(0, len(positions), most):
+            part = slice(first, first + most)
+
+            def some(rows: IntArray, first: int = first) -> Tensor:
+                return patches(rows + first)
+
+            where = positions[part]
+            regions = evaluate(self.plan.regions, patch_regions(where, sizes))
+            call = Call(store, some, where, base_index[part], regions, limits)
+            for rows, outputs in self._run(call, sizes, policy):
+                yield rows + first, outputs
+
+    def _allowed(self, policy: Policy, store: BaseStore, sizes: tuple[int, ...]) -> Policy:
+        """The policy, where only one of both ways fits into the budget; MemoryBudgetError if none does."""
+        assert self.budget is not None
+        limits = self.limits(store, sizes)
+        ways: dict[Policy, int] = {"incremental": limits.batch, "full": limits.full}
+        open_to: list[Policy] = [way for way in ways if ways[way] and policy in (way, "auto")]
+        if not open_to:
+            least = self.needs(sizes).least(policy)
+            raise too_small(self.budget.nbytes, store.held + least, "what is kept of the base images, and one query,")
+        return open_to[0] if len(open_to) == 1 else policy
+
+    def _run(self, call: Call, sizes: tuple[int, ...], policy: Policy) -> Iterator[Group]:
+        """Infer the queries of a call whose indices fit into memory."""
+        limits, regions = call.limits(), call.regions
+        batches = schedule(self.plan, call.positions, sizes, max(limits.batch, 1), self.choice.overhead, regions)
         way = Way(policy) if policy != "auto" else Way.INCREMENTAL
         if policy == "auto" and self.full is not None:
             costs = self.choice.queries(regions)
-            way = self.choice.way(costs, len(batches))
+            way = self.choice.way(costs, len(batches), timed=self._results_fit(call, sizes))
             if way is Way.TIMED:
                 done, batches = self._timed(call, batches, costs)
                 yield from done
@@ -137,12 +189,13 @@ class Executor:
         return done, time.perf_counter() - start
 
     def _incremental(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
-        return self._tails(call, self._fronts(call, batches))
+        return self._tails(call, self._fronts(call, batches), sum(map(len, batches)))
 
     def _full(self, call: Call, rows: IntArray) -> Iterator[Group]:
         """Full inference of the patched images."""
         while len(rows):
-            some, rows = rows[: self.full_batch], rows[self.full_batch :]
+            count = call.limits().full
+            some, rows = rows[:count], rows[count:]
             yield from in_parts(partial(self._full_rows, call), some, self._fewer_in_full)
 
     def _full_rows(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
@@ -202,23 +255,30 @@ class Executor:
         given.update(_tensors(arrays, patches.device))
         return [given[name] for name in self.inputs]
 
-    def _tails(self, call: Call, fronts: Iterator[Group]) -> Iterator[Group]:
+    def _results_fit(self, call: Call, sizes: tuple[int, ...]) -> bool:
+        """True if the results of the queries that are run to time both ways can be held at once."""
+        if self.budget is None:
+            return True
+        limits = call.limits()
+        held = (2 * limits.batch + 2 * FULL_BATCH) * self.needs(sizes).tail.outputs
+        return RESERVE * held <= self.budget.nbytes
+
+    def _tails(self, call: Call, fronts: Iterator[Group], count: int) -> Iterator[Group]:
         """Run the tail on several front batches at once: its weights are then read less often."""
-        waiting: list[Group] = []
+        queue = Queue(min(call.limits().queue, count))
         for rows, whole in fronts:
-            waiting.append((rows, whole))
-            queued = sum(len(r) for r, _ in waiting)
-            if queued * self.tail_values * whole[0].element_size() >= self.tail_bytes:
-                yield from self._tail(call, waiting)
-                waiting = []
-        if waiting:
-            yield from self._tail(call, waiting)
+            if not queue.fits(rows):
+                yield from self._tail(call, queue)
+                queue = Queue(min(call.limits().queue, count))  # rows to come, these included
+            queue.add(rows, whole)
+            count -= len(rows)
+            del whole
+            if queue.full or not count:
+                yield from self._tail(call, queue)
+                queue = Queue(min(call.limits().queue, count))
 
-    def _tail(self, call: Call, waiting: list[Group]) -> Iterator[Group]:
-        rows = np.concatenate([r for r, _ in waiting])
-        parts = list(zip(*(whole for _, whole in waiting), strict=True))
-        inputs = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
-
+    def _tail(self, call: Call, queue: Queue) -> Iterator[Group]:
+        rows, inputs = queue.rows, queue.tensors
         tried: set[int] = set()
 
         def run(some: IntArray) -> tuple[Tensor, ...]:
@@ -228,9 +288,7 @@ class Executor:
             tried.update(range(first, last))
             return tuple(self.tail(*(x[first:last] for x in inputs)))
 
-        fits = int(self.tail_bytes / max(self.tail_values * inputs[0].element_size(), 1))
-        most = max(2 * fits, FULL_BATCH)  # a front's batch more than fits is no reason to read all weights twice
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // most)):
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // call.limits().tail)):
             for part, outputs in in_parts(run, some, self._smaller):
                 yield rows[part], outputs
 

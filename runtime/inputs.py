@@ -81,6 +81,14 @@ class Inputs:
         """True if the image is the only argument."""
         return len(self.leaves) == 1
 
+    def rows(self, plan: Plan, like: Tensor) -> tuple[Tensor, ...]:
+        """One row of the images and of each other input with rows, in the order of `Given.rows`; without values."""
+        others = [leaf for i, leaf in enumerate(self.leaves) if i != self.image and isinstance(leaf, TensorInput)]
+        return (
+            like.new_empty((1, *plan.input_shape)),
+            *(like.new_empty((1, *leaf.shape), dtype=leaf.dtype) for leaf in others if leaf.rows),
+        )
+
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], plan: Plan, like: Tensor) -> Given:
         """The tensors of a call.
 

@@ -11,18 +11,27 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from kcompile.core.errors import InputError, ModelModeError, NotMaterializedError, StaleWeightsError
+from kcompile.core.errors import (
+    InputError,
+    MemoryBudgetError,
+    ModelModeError,
+    NotMaterializedError,
+    StaleWeightsError,
+)
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
 from kcompile.runtime import lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, Budget, Kinds, check_budget
 from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.full import Deferred, full_graph
 from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.lowering import available, lower
+from kcompile.runtime.materializing import Materializer
+from kcompile.runtime.memory import Memory
 from kcompile.runtime.moves import once, retarget
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
@@ -31,7 +40,7 @@ from kcompile.runtime.queries import is_finite
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
 from kcompile.runtime.tracking import infer, modes
-from kcompile.runtime.two_boxes import TwoBoxes
+from kcompile.runtime.two_boxes import BASES, TwoBoxes
 
 GRAPHS = ("materializer", "front", "tail")
 
@@ -46,10 +55,12 @@ class IncrementalModule(nn.Module):
         base_output: The model's output for the materialised images, or None.
         policy: "auto" runs a call incrementally or, where that is faster, in full (few queries, early gates, patches
             that reach everything); "incremental" and "full" force it. Results agree up to rounding.
+        memory_budget: Most bytes that base images and queries take together, or None. It may be set at any time.
         switches_autocast: The model enters or leaves autocast by itself; then it can't be materialised inside of it.
     """
 
     policy: Policy = "auto"
+    _memory_budget: int | None = None
     _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
     _autocast: torch.dtype | None
     _like: Tensor
@@ -75,6 +86,7 @@ class IncrementalModule(nn.Module):
         self._flat_base: list[Any] = []
         self._finite = True
         self._executors: dict[Any, Executor] = {}
+        self._materializer: Materializer | None = None
         self.switches_autocast, self._autocast = False, None
         self.watch()
         self._modes = modes(self.model)
@@ -144,10 +156,13 @@ class IncrementalModule(nn.Module):
             self.drop_base()  # it is of the tensors that the graphs hold now
         if self.inputs.fill([self.materializer, self.front, self.tail], given):
             self._executors = {}  # they may have packed them
+        if (memory := self._memory(autocast)) is not None:
+            memory.check(len(given.rows[0]))
+            self.drop_base()  # two of them needn't fit
         images = _channels_last(given.rows[0])
-        self._store, flat, made = self._materialized(images.clone(), given.rows[1:])
-        known = [*given.rows, *given.whole.values(), *made, *flat]
-        self._finite = all(is_finite(value) for value in known if isinstance(value, Tensor))
+        self._store, flat, finite = self._materialized(images, given.rows[1:], memory)
+        known = [*given.rows, *given.whole.values(), *flat]
+        self._finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
         self._autocast = autocast
         # What is given away may be written to; rows that equal their base get copies of this.
         self._flat_base = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
@@ -162,11 +177,57 @@ class IncrementalModule(nn.Module):
             )
         return now
 
-    def _materialized(self, images: Tensor, others: tuple[Tensor, ...]) -> tuple[BaseStore, Any, list[Tensor]]:
-        """The store of images, the flat outputs for them, and the sources of the store that have rows."""
-        flat, sources = self.materializer(images, *others)
-        made = [source for base, source in zip(self.plan.bases, sources, strict=True) if base.batched]
-        return BaseStore.fill(self.plan, sources, images, others), flat, made
+    def _materialized(
+        self, images: Tensor, others: tuple[Tensor, ...], memory: Memory | None = None, held: int = 0
+    ) -> tuple[BaseStore, list[Any], bool]:
+        """The store of images, the flat outputs for them, and whether all that is stored is finite."""
+        runner = self._runner()
+        if memory is None:
+            tensors, flat, finite = runner.run(images, others)
+        else:
+            at_once = memory.at_once(len(images), held)
+            tensors, flat, finite = runner.run(images, others, at_once, memory.rows())
+            held += 2 * sum(leaf.numel() * leaf.element_size() for leaf in flat if isinstance(leaf, Tensor))
+        return BaseStore(tensors, images, others, held), flat, finite
+
+    def _runner(self) -> Materializer:
+        if self._materializer is None:
+            self._materializer = Materializer(self.plan, self.materializer)
+        return self._materializer
+
+    @property
+    def memory_budget(self) -> int | None:
+        """Most bytes that base images and queries take together, or None."""
+        return self._memory_budget
+
+    @memory_budget.setter
+    def memory_budget(self, value: int | None) -> None:
+        before, self._memory_budget = self._memory_budget, check_budget(value)
+        self._executors = {}
+        try:
+            if (memory := self._memory(autocast_dtype(self._like.device))) is not None:
+                memory.check(1)
+        except MemoryBudgetError:
+            self._memory_budget, self._executors = before, {}
+            raise
+
+    def most_bases(self, most: int) -> int:
+        """How many base images fit into the memory budget at once, up to ``most``; at least 1."""
+        if self._memory_budget is None or (memory := self._memory(autocast_dtype(self._like.device))) is None:
+            return most
+        return max(memory.bases(most), 1)
+
+    def chunk_bytes(self) -> int:
+        """Most bytes of patches to make at a time, where they differ by position."""
+        return CHUNK_BYTES if self._memory_budget is None else min(CHUNK_BYTES, self._memory_budget // (4 * RESERVE))
+
+    def _memory(self, autocast: torch.dtype | None) -> Memory | None:
+        """The budget and what runs take under an autocast; None without a budget."""
+        executor = self.executor() if autocast is None else self._as_emitted(autocast)
+        if executor.budget is None:
+            return None
+        query = executor.needs(self.plan.patch_shape)
+        return Memory(executor.budget, self._runner().needs(executor.budget.kinds.rows), query, self.policy)
 
     @torch.no_grad()
     def forward_patches(
@@ -245,7 +306,7 @@ class IncrementalModule(nn.Module):
         store = self._store
         assert store is not None
         finite = self._finite and queries.finite  # fused activations would turn NaN into 0
-        executor = self.executor() if finite and self._autocast is None else self._as_emitted()
+        executor = self.executor() if finite and self._autocast is None else self._as_emitted(self._autocast)
         if len(queries.boxes) == 1:
             (box,) = queries.boxes
 
@@ -254,13 +315,17 @@ class IncrementalModule(nn.Module):
 
             yield from executor.stream(store, patches, box.positions, queries.base_index, self.policy)
         elif len(queries):
-            yield from TwoBoxes(self.plan, executor, store, self._patched_bases, self.policy).stream(queries)
+            memory = None if self._memory_budget is None else self._memory(self._autocast)
+            most = BASES if memory is None else memory.bases(BASES, store.held)
+            yield from TwoBoxes(self.plan, executor, store, self._patched_bases, self.policy, most).stream(queries)
 
     def _patched_bases(self, images: Tensor, which: IntArray) -> BaseStore:
         """The store of patched base images; ``which`` base each is a copy of."""
         assert self._store is not None
         index = torch.from_numpy(which).to(images.device)
-        return self._materialized(images, tuple(other[index] for other in self._store.others))[0]
+        memory = None if self._memory_budget is None else self._memory(self._autocast)
+        others = tuple(other[index] for other in self._store.others)
+        return self._materialized(images, others, memory, self._store.held)[0]
 
     def restore(self, results: Sequence[Any]) -> Any:
         """Put the tail's flat results into the structure that the model returns."""
@@ -281,24 +346,32 @@ class IncrementalModule(nn.Module):
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
         if "lowered" not in self._executors:
-            made = Executor(self.plan, self.front, self.tail, self._full())
             if available(self._like.dtype, self._like.device):
                 packed: Packed = {}
                 usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
                 front = lower(self.front, packed, {name: where.extent for name, where in usual.items()})
                 tail = lower(self.tail, packed, owned=True)
-                made = Executor(self.plan, front, tail, Deferred(lambda: lower(self._full(), packed)))
+                made = self._executor(front, tail, Deferred(lambda: lower(self._full(), packed)))
             elif lowering_cuda.available(self._like):
                 graphs = lowering_cuda.lower(self.front, self.tail, self.plan, self._like.dtype)
-                made = Executor(self.plan, *graphs, self._full())
+                made = self._executor(*graphs, self._full())
+            else:
+                made = self._executor(self.front, self.tail, self._full())
             self._executors["lowered"] = made
         return self._executors["lowered"]
 
-    def _as_emitted(self) -> Executor:
+    def _as_emitted(self, autocast: torch.dtype | None) -> Executor:
         """The runner without oneDNN's ops: where values aren't finite, and for autocast, which doesn't know them."""
-        if self._autocast not in self._executors:
-            self._executors[self._autocast] = Executor(self.plan, self.front, self.tail, self._full())
-        return self._executors[self._autocast]
+        if autocast not in self._executors:
+            self._executors[autocast] = self._executor(self.front, self.tail, self._full())
+        return self._executors[autocast]
+
+    def _executor(self, front: fx.GraphModule, tail: fx.GraphModule, full: Callable[..., Any]) -> Executor:
+        budget = None
+        if self._memory_budget is not None:
+            rows = self.inputs.rows(self.plan, self._like)
+            budget = Budget(self._memory_budget, Kinds(rows, self._runner().needs(rows).dtypes))
+        return Executor(self.plan, front, tail, full, budget=budget)
 
     def _full(self) -> fx.GraphModule:
         return full_graph(self.materializer, self.outputs.results)
@@ -349,6 +422,7 @@ class IncrementalModule(nn.Module):
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
         dropped: dict[str, Any] = {
             "_executors": {},
+            "_materializer": None,
             "_store": None,
             "_earlier": None,
             "base_output": None,
@@ -377,7 +451,7 @@ class IncrementalModule(nn.Module):
         for part in GRAPHS:
             retarget(getattr(self, part), before, self._like)
         self.drop_base()
-        self._executors = {}
+        self._executors, self._materializer = {}, None
         if self._like.dtype != dtype and self.recompile is not None:
             self.refresh()
         elif current:
@@ -386,5 +460,6 @@ class IncrementalModule(nn.Module):
 
 
 def _channels_last(batch: Tensor) -> Tensor:
+    """A copy, which the user can't write to."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return batch.contiguous(memory_format=formats.get(batch.dim(), torch.contiguous_format))
+    return batch.clone(memory_format=formats.get(batch.dim(), torch.contiguous_format))

@@ -23,6 +23,7 @@ import torch
 from kcompile.core.errors import InputError, SaveError
 from kcompile.core.plan import Plan
 from kcompile.core.version import __version__
+from kcompile.runtime.budget import check_budget
 from kcompile.runtime.frozen import FrozenModel
 from kcompile.runtime.graph_data import graph_data, read_graph
 from kcompile.runtime.inputs import FixedInput, Inputs, Leaf, TensorInput
@@ -46,6 +47,7 @@ def save(inc: IncrementalModule, path: str | os.PathLike[str]) -> None:
         "device": writer.data(like.device),
         "policy": inc.policy,
         "switches_autocast": inc.switches_autocast,
+        "memory_budget": inc.memory_budget,
         "plan": json.loads(inc.plan.to_json()),
         "graphs": {part: graph_data(getattr(inc, part), writer) for part in GRAPHS},
         "inputs": _inputs_data(inc.inputs, writer),
@@ -97,6 +99,7 @@ def _module(header: dict[str, Any], reader: Reader) -> IncrementalModule:
     model = FrozenModel(materializer, inputs, outputs, like)
     inc = IncrementalModule(model, plan, (materializer, front, tail), inputs, outputs, like)
     inc.policy, inc.switches_autocast = header["policy"], bool(header["switches_autocast"])
+    inc._memory_budget = check_budget(header.get("memory_budget"))  # earlier files have none
     return inc
 
 

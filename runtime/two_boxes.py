@@ -37,6 +37,7 @@ class TwoBoxes:
         store: The base images.
         materialize: Makes the store of other images, given which base's other inputs go with each.
         policy: As `IncrementalModule.policy`.
+        bases: Patched bases held at a time; 0 for none.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class TwoBoxes:
     store: BaseStore
     materialize: Callable[[Tensor, IntArray], BaseStore]
     policy: Policy
+    bases: int = BASES
 
     def stream(self, queries: Queries) -> Iterator[Group]:
         """Infer all queries, some at a time; every query comes once."""
@@ -51,14 +53,14 @@ class TwoBoxes:
         first = _same(queries)
         shared = self._from_patched_bases(queries, hull, first)
         chosen = np.unique(first[shared])
-        for start in range(0, len(chosen), BASES):
-            some = chosen[start : start + BASES]
+        for start in range(0, len(chosen), max(self.bases, 1)):
+            some = chosen[start : start + self.bases]
             yield from self._on_bases(queries, first, np.flatnonzero(shared & np.isin(first, some)))
         yield from self._around(queries, hull, np.flatnonzero(~shared))
 
     def _from_patched_bases(self, queries: Queries, hull: Region, first: IntArray) -> np.ndarray:
         """True for queries whose first box is worth a base of its own: one full inference for all that share it."""
-        if self.policy == "full":
+        if self.policy == "full" or not self.bases:
             return np.zeros(len(queries), dtype=bool)
         choice, second = self.executor.choice, queries.boxes[1]
         alone = choice.queries(evaluate(self.plan.regions, patch_regions(second.positions, second.patches.sizes)))

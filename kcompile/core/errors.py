@@ -38,7 +38,7 @@ class SaveError(KCompileError):
 
 
 class MemoryBudgetError(KCompileError):
-    """The memory budget is too small for a single query."""
+    """The memory budget is too small for the base images and a single query of them."""
 
 
 class VerificationError(KCompileError):

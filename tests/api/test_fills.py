@@ -94,7 +94,7 @@ def test_patches_are_made_a_part_at_a_time(value: Any, seed: int, monkeypatch: p
     assert whole.scores.size == 90
     for limit, sizes in ((7 * 3 * 6 * 5 * 4, [7] * 12 + [6]), (1, [1] * 90), (1 << 30, [90])):
         held.clear()
-        monkeypatch.setattr(fills, "CHUNK_BYTES", limit)
+        monkeypatch.setattr("kcompile.runtime.module.CHUNK_BYTES", limit)
         heat = kcompile.occlusion(inc, image, stride=2, value=value)
         assert [count for count, _ in held] == sizes
         assert max(size for _, size in held) <= max(limit, 3 * 6 * 5 * 4)

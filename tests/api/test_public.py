@@ -18,6 +18,7 @@ NAMES = [
     "InputError",
     "KCompileError",
     "MapRegion",
+    "MemoryBudgetError",
     "ModelModeError",
     "Noise",
     "NotMaterializedError",

@@ -249,3 +249,15 @@ def test_files_go_into_new_folders(run: Run, picture: Path, tmp_path: Path) -> N
     result = run("explain", picture, *QUICK, "--out", picture / "a.png", "--npz", tmp_path / "b.npz")
     assert result.exit_code == 2
     assert "can't make the folder" in result.stderr
+
+
+def test_a_memory_budget(run: Run, picture: Path) -> None:
+    options = ("-m", LESIONS, "--size", 64, "--stride", 16, "--memory-budget")
+    assert run("explain", picture, *options, "64MB").exit_code == 0
+    few = run("explain", picture, *options, "10 KB")
+    assert few.exit_code == 2
+    assert "error: memory_budget is 10,240 bytes; one base image and a query of it takes" in few.output
+    for wrong in ("much", "-5", "0"):
+        refused = run("explain", picture, *options, wrong)
+        assert refused.exit_code == 2
+        assert "budget is" in refused.output

@@ -40,8 +40,8 @@ def _ways(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch, count: int) -
     made: list[Way] = []
     decide = choice.Choice.way
 
-    def noted(self: choice.Choice, *args: object) -> Way:
-        made.append(decide(self, *args))  # type: ignore[arg-type]
+    def noted(self: choice.Choice, *args: object, **options: object) -> Way:
+        made.append(decide(self, *args, **options))  # type: ignore[arg-type]
         return made[-1]
 
     monkeypatch.setattr(choice.Choice, "way", noted)

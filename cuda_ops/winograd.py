@@ -201,10 +201,30 @@ def _blocks(job: _Convolution, tile: int, points: int) -> tuple[int, int]:
     """
     (mh, _), (mw, _) = TILES[tile]
     tiles = job.count * -(-job.out_height // mh) * -(-job.out_width // mw)
-    block = 24 if points * job.channels * job.filters <= 36 * 256 * 256 else 96
+    block = _most_tiles(points, job.channels, job.filters)
     threads = torch.get_num_threads()
     block = max(min(block, -(-tiles // threads)), 1)
     return block, max(min(threads, -(-tiles // block)), 1)
+
+
+def _most_tiles(points: int, channels: int, filters: int) -> int:
+    return 24 if points * channels * filters <= 36 * 256 * 256 else 96
+
+
+def scratch_bytes(weights: Tensor) -> int:
+    """The most that a call of either op takes beside windows and results, given what `pack` made."""
+    points, panels, channels, _ = weights.shape
+    width = channels + panels * PANEL + 4 * PANEL  # rows are skewed by up to two vectors each
+    tiles = points * _most_tiles(points, channels, (panels - 1) * PANEL + 1) * width
+    return 4 * torch.get_num_threads() * (tiles + channels + 2 * PANEL)
+
+
+def surplus_bytes(weight: Tensor, tile: int) -> int:
+    """By how much packed weights are larger than a convolution's own [K, C, r, s]."""
+    (mh, rh), (mw, rw) = TILES[tile]
+    filters = -(-weight.shape[0] // PANEL) * PANEL
+    points = (mh + rh - 1) * (mw + rw - 1)
+    return 4 * filters * weight.shape[1] * points - weight.numel() * weight.element_size()
 
 
 @cache

@@ -19,6 +19,7 @@ from kcompile.core.plan import Plan
 from kcompile.runtime.metering import Footprint
 
 RESERVE = 8  # an eighth
+SURPLUS = 4  # a quarter at most for packed weights that are larger than the weights
 CHUNK_BYTES = 64 << 20  # of patches that differ by position, at a time, where there is no budget
 
 

@@ -26,6 +26,7 @@ from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
 from kcompile.runtime.queue import Queue
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
+from kcompile.runtime.scratch import surplus_bytes
 
 # One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
 OVERHEAD_MACS_PER_OP = 1e7
@@ -72,6 +73,7 @@ class Executor:
         weights = sum(_bytes(self.tail, str(node.target)) for node in self.tail.graph.nodes if node.op == "get_attr")
         self.tail_bytes = min(max(weights, TAIL_BYTES[0]), TAIL_BYTES[1])  # reading them once should not dominate
         self._needs: dict[tuple[int, ...], Needs] = {}
+        self.surplus = sum(map(surplus_bytes, (self.front, self.tail))) if self.budget is not None else 0
 
     def needs(self, sizes: tuple[int, ...]) -> Needs:
         """What queries with patches of some size take, under a budget; all up to the compiled size count as that."""
@@ -89,7 +91,9 @@ class Executor:
         most = Limits(
             self.batch, max(-(-self.tail_bytes // row), self.batch), max(2 * fits, FULL_BATCH), self.full_batch
         )
-        return most if self.budget is None else self.needs(sizes).limits(self.budget.room(store.held), most)
+        return (
+            most if self.budget is None else self.needs(sizes).limits(self.budget.room(store.held + self.surplus), most)
+        )
 
     def stream(
         self,
@@ -138,7 +142,9 @@ class Executor:
         open_to: list[Policy] = [way for way in ways if ways[way] and policy in (way, "auto")]
         if not open_to:
             least = self.needs(sizes).least(policy)
-            raise too_small(self.budget.nbytes, store.held + least, "what is kept of the base images, and one query,")
+            raise too_small(
+                self.budget.nbytes, store.held + self.surplus + least, "what is kept of the base images, and one query,"
+            )
         return open_to[0] if len(open_to) == 1 else policy
 
     def _run(self, call: Call, sizes: tuple[int, ...], policy: Policy) -> Iterator[Group]:

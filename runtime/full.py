@@ -35,9 +35,14 @@ class Deferred:
         self._make = make
         self._module: fx.GraphModule | None = None
 
+    def ready(self) -> None:
+        """Make it now."""
+        self._module = self._module or self._make()
+
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
         """Run it."""
-        self._module = self._module or self._make()
+        self.ready()
+        assert self._module is not None
         results: tuple[Tensor, ...] = self._module(*args)
         return results
 

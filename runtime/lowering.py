@@ -8,6 +8,7 @@ cells than one result needs. Without oneDNN (or in another type than float32) mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -60,7 +61,12 @@ def available(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def lower(
-    module: fx.GraphModule, packed: Packed, extents: Mapping[str, Sequence[int]] | None = None, *, owned: bool = False
+    module: fx.GraphModule,
+    packed: Packed,
+    extents: Mapping[str, Sequence[int]] | None = None,
+    *,
+    owned: bool = False,
+    spare: float = inf,
 ) -> fx.GraphModule:
     """A copy of a graph module with its convolutions and linear layers lowered; other weights are shared.
 
@@ -70,6 +76,7 @@ def lower(
         extents: Usual size per axis of the windows that a convolution reads, by its name. oneDNN chooses a weight
             layout by the size; a convolution that is not named reads its whole input.
         owned: The module's inputs are nobody else's, so that a convolution may add into them.
+        spare: Bytes by which packed weights may be larger than the weights themselves.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, val_map={}))
@@ -77,7 +84,7 @@ def lower(
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.conv2d.default:
             sizes = (extents or {}).get(node.name, node.meta["input_sizes"][0])
-            _lower_conv(lowered, packed, node, sizes, owned)
+            spare -= _lower_conv(lowered, packed, node, sizes, owned, spare)
         elif node.op == "call_function" and node.target is aten.linear.default:
             _lower_linear(lowered, packed, node)
     graph.eliminate_dead_code()
@@ -86,16 +93,22 @@ def lower(
     return lowered
 
 
-def _lower_conv(module: fx.GraphModule, known: Packed, conv: fx.Node, sizes: Sequence[int], owned: bool) -> None:
+def _lower_conv(
+    module: fx.GraphModule, known: Packed, conv: fx.Node, sizes: Sequence[int], owned: bool, spare: float
+) -> int:
+    """Lower one; the bytes of ``spare`` that it took."""
     image, weight, bias, stride, padding, dilation, groups = _arguments(conv)
     value = _tensor(module, weight)
     if value is None or value.dtype is not torch.float32 or (bias is not None and _tensor(module, bias) is None):
-        return
+        return 0
     geometry = (padding, stride, dilation, groups)
     sizes = _usual(value, sizes, geometry)
     own = [0, 0] if isinstance(padding, fx.Node) else padding
     tile = filtering.tile_for(value, sizes, own, stride, dilation, groups)
     tile = tile if tile is None else packing.known_tile(known, value, tile)
+    surplus = 0 if tile is None else packing.surplus_bytes(known, value, tile)
+    if surplus > spare:
+        tile, surplus = None, 0
     add, other = _residual(conv)
     if add is not None and other is not None and tile is None and not _fresh(other, owned):
         add = other = None
@@ -120,6 +133,7 @@ def _lower_conv(module: fx.GraphModule, known: Packed, conv: fx.Node, sizes: Seq
     for node in dict.fromkeys((last, add, conv)):
         if node is not None:
             module.graph.erase_node(node)
+    return surplus
 
 
 def _lower_linear(module: fx.GraphModule, known: Packed, linear: fx.Node) -> None:

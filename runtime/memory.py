@@ -17,28 +17,34 @@ class Memory:
         images: What materialising takes.
         query: What queries with patches of the compiled size take.
         policy: As `IncrementalModule.policy`.
+        surplus: Bytes by which packed weights are larger than the weights themselves.
     """
 
     budget: Budget
     images: MaterializeNeeds
     query: Needs
     policy: str
+    surplus: int = 0
 
     def needed(self, images: int, held: int = 0) -> int:
         """The least that so many base images and a query of them take, beside what is held, in bytes."""
         kept = self.images.constants + images * self.images.row
-        return held + max(self.images.peak(images, 1), kept + self.query.least(self.policy))
+        return held + self.surplus + max(self.images.peak(images, 1), kept + self.query.least(self.policy))
+
+    def fits(self, images: int) -> bool:
+        """True if so many base images and a query of them fit."""
+        return self.needed(images) <= usable(self.budget.nbytes)
 
     def check(self, images: int) -> None:
         """MemoryBudgetError if so many base images and a query of them don't fit."""
         needed = self.needed(images)
-        if needed > usable(self.budget.nbytes):
+        if not self.fits(images):
             what = "one base image and a query of it" if images == 1 else f"{images} base images and a query of them"
             raise too_small(self.budget.nbytes, needed, what)
 
     def at_once(self, images: int, held: int = 0) -> int:
         """How many of so many base images are run at a time."""
-        room = usable(self.budget.nbytes) - held
+        room = usable(self.budget.nbytes) - held - self.surplus
         return max(largest(images, lambda n: self.images.peak(images, n) <= room), 1)
 
     def bases(self, most: int, held: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ from kcompile.core.region import evaluate
 from kcompile.runtime import lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, Budget, Kinds, check_budget
+from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, SURPLUS, Budget, Kinds, check_budget
 from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.full import Deferred, full_graph
@@ -61,6 +62,7 @@ class IncrementalModule(nn.Module):
 
     policy: Policy = "auto"
     _memory_budget: int | None = None
+    _surplus: bool = True  # packed weights may be larger than the weights
     _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
     _autocast: torch.dtype | None
     _like: Tensor
@@ -156,8 +158,7 @@ class IncrementalModule(nn.Module):
             self.drop_base()  # it is of the tensors that the graphs hold now
         if self.inputs.fill([self.materializer, self.front, self.tail], given):
             self._executors = {}  # they may have packed them
-        if (memory := self._memory(autocast)) is not None:
-            memory.check(len(given.rows[0]))
+        if (memory := self._checked_memory(len(given.rows[0]), autocast)) is not None:
             self.drop_base()  # two of them needn't fit
         images = _channels_last(given.rows[0])
         self._store, flat, finite = self._materialized(images, given.rows[1:], memory)
@@ -203,13 +204,22 @@ class IncrementalModule(nn.Module):
     @memory_budget.setter
     def memory_budget(self, value: int | None) -> None:
         before, self._memory_budget = self._memory_budget, check_budget(value)
-        self._executors = {}
+        self._executors, self._surplus = {}, True
         try:
-            if (memory := self._memory(autocast_dtype(self._like.device))) is not None:
-                memory.check(1)
+            self._checked_memory(1, autocast_dtype(self._like.device))
         except MemoryBudgetError:
             self._memory_budget, self._executors = before, {}
             raise
+
+    def _checked_memory(self, images: int, autocast: torch.dtype | None) -> Memory | None:
+        """As `_memory`; MemoryBudgetError if so many base images and a query don't fit."""
+        memory = self._memory(autocast)
+        if memory is not None and memory.surplus and not memory.fits(images):
+            self._executors, self._surplus = {}, False
+            memory = self._memory(autocast)
+        if memory is not None:
+            memory.check(images)
+        return memory
 
     def most_bases(self, most: int) -> int:
         """How many base images fit into the memory budget at once, up to ``most``; at least 1."""
@@ -227,7 +237,8 @@ class IncrementalModule(nn.Module):
         if executor.budget is None:
             return None
         query = executor.needs(self.plan.patch_shape)
-        return Memory(executor.budget, self._runner().needs(executor.budget.kinds.rows), query, self.policy)
+        images = self._runner().needs(executor.budget.kinds.rows)
+        return Memory(executor.budget, images, query, self.policy, executor.surplus)
 
     @torch.no_grad()
     def forward_patches(
@@ -349,9 +360,10 @@ class IncrementalModule(nn.Module):
             if available(self._like.dtype, self._like.device):
                 packed: Packed = {}
                 usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
-                front = lower(self.front, packed, {name: where.extent for name, where in usual.items()})
-                tail = lower(self.tail, packed, owned=True)
-                made = self._executor(front, tail, Deferred(lambda: lower(self._full(), packed)))
+                spare, rest = self._spare()
+                front = lower(self.front, packed, {name: where.extent for name, where in usual.items()}, spare=spare)
+                tail = lower(self.tail, packed, owned=True, spare=rest)
+                made = self._executor(front, tail, Deferred(lambda: lower(self._full(), packed, spare=rest)))
             elif lowering_cuda.available(self._like):
                 graphs = lowering_cuda.lower(self.front, self.tail, self.plan, self._like.dtype)
                 made = self._executor(*graphs, self._full())
@@ -359,6 +371,12 @@ class IncrementalModule(nn.Module):
                 made = self._executor(self.front, self.tail, self._full())
             self._executors["lowered"] = made
         return self._executors["lowered"]
+
+    def _spare(self) -> tuple[float, float]:
+        """Bytes by which packing may make the weights larger: those of the front, and what the others add."""
+        if self._memory_budget is None:
+            return inf, inf
+        return (self._memory_budget // SURPLUS if self._surplus else 0), 0
 
     def _as_emitted(self, autocast: torch.dtype | None) -> Executor:
         """The runner without oneDNN's ops: where values aren't finite, and for autocast, which doesn't know them."""

@@ -13,6 +13,7 @@ from kcompile.core.plan import Plan
 from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore, stored_shape
 from kcompile.runtime.budget import Kinds, Needs
+from kcompile.runtime.full import Deferred
 from kcompile.runtime.metering import Footprint, Meter, empty_rows, footprint
 from kcompile.runtime.scheduler import patch_regions
 
@@ -64,6 +65,8 @@ def _full(executor: Executor, kinds: Kinds, sizes: Sequence[int]) -> Footprint |
     full, channels = executor.full, executor.plan.input_shape[0]
     if full is None:
         return None
+    if isinstance(full, Deferred):
+        full.ready()  # weights can't be packed without data
 
     def make(rows: int) -> list[Any]:
         return empty_rows(kinds.rows, rows)

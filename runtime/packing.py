@@ -30,6 +30,11 @@ def known_tile(known: Packed, weight: Tensor, tile: int) -> int:
     return next((other for other in range(len(winograd.TILES)) if (*_identity(weight), other) in known), tile)
 
 
+def surplus_bytes(known: Packed, weight: Tensor, tile: int) -> int:
+    """By how much the weights grow if they are packed for a tile; 0 if they are already."""
+    return 0 if (*_identity(weight), tile) in known else winograd.surplus_bytes(weight, tile)
+
+
 def for_conv(
     module: fx.GraphModule,
     known: Packed,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
+from kcompile.cuda_ops import winograd
 
+# Convolutions by minimal filtering, and which tensor argument has their weights.
+_FILTERS: dict[Any, int] = {torch.ops.kcompile.winograd.default: 1, torch.ops.kcompile.gather_winograd.default: 4}
 UNFOLDED = 20480  # PyTorch leaves smaller batches of values to its own convolution (ConvParams::use_mkldnn)
 # Ops that write into one of their inputs (its number) and have no rule for tensors without memory.
 INTO_INPUT: dict[Any, int] = (
@@ -31,6 +34,10 @@ def scratch_bytes(op: Any, inputs: Sequence[Tensor], results: Sequence[Tensor]) 
         (made,) = results
         rows = made.numel() // max(made.shape[-1] * made.shape[1], 1)
         return 4 * 8 * rows + (_bytes(made) if inputs[0].is_cuda else 0)  # the rows' places
+    if op in _FILTERS:
+        images = [part for part in inputs if part.dim() == 4 and part is not inputs[_FILTERS[op]]]
+        moved = sum(_bytes(part) for part in images if not part.movedim(1, -1).is_contiguous() and part.shape[1] > 1)
+        return winograd.scratch_bytes(inputs[_FILTERS[op]]) + (moved if op is kcompile.winograd.default else 0)
     if op in (kcompile.crop.default, kcompile.resample.default):
         return _bytes(inputs[0]) + 2 * sum(map(_bytes, results))
     if op is torch.ops.aten.convolution.default and inputs[0].device.type == "cpu":
@@ -44,9 +51,17 @@ def scratch_bytes(op: Any, inputs: Sequence[Tensor], results: Sequence[Tensor]) 
     return 0
 
 
-def held_bytes(lowered: fx.GraphModule) -> int:
-    """Bytes of a lowered graph's packed weights beyond one copy of the weights themselves."""
-    return 0
+def surplus_bytes(lowered: fx.GraphModule) -> int:
+    """By how much a lowered graph's packed weights are larger than the weights themselves."""
+    total = 0
+    for node in lowered.graph.nodes:
+        if node.op == "call_function" and node.target in _FILTERS:
+            *_, packed, _, _, _, filters, tile, _, _ = node.args
+            weights = attrgetter(packed.target)(lowered)
+            channels = weights.shape[2]
+            (_, rows), (_, columns) = winograd.TILES[tile]
+            total += _bytes(weights) - 4 * filters * channels * rows * columns
+    return total
 
 
 def _unfolds(image: Tensor) -> bool:

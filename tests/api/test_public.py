@@ -66,12 +66,12 @@ def parameters(function: object) -> list[str]:
         (
             "incrementalize",
             "model, input_shape=None, patch_shape=(16, 16), *, example_inputs=None, patched_input=0, "
-            "on_unsupported='dense'",
+            "on_unsupported='dense', memory_budget=None",
         ),
         (
             "occlusion",
             "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
-            "score='probability', output=None, progress=False, callback=None",
+            "score='probability', output=None, progress=False, callback=None, memory_budget=None",
         ),
         ("verify", "inc, image, positions=32, *, seed=None"),
         ("IncrementalModule.materialize", "self, args, kwargs"),

@@ -44,7 +44,7 @@ def available(like: Tensor) -> bool:
 def lower(
     front: fx.GraphModule, tail: fx.GraphModule, plan: Plan, dtype: torch.dtype
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Copies of front and tail for GPUs; weights are shared.
+    """Copies of front and tail for GPUs; weights are shared, but those of convolutions, which become channels-last.
 
     Args:
         front: As it was emitted.
@@ -65,12 +65,36 @@ def lower(
     for node in list(front.graph.nodes):
         if node.target in _CONVS:
             _move_bias(front.graph, node)
+    laid: dict[int, tuple[Tensor, Tensor]] = {}
     for module in (front, tail):
         _end_convolutions(module.graph)
+        _lay_weights(module, laid)
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()
     return front, tail
+
+
+def _lay_weights(module: fx.GraphModule, laid: dict[int, tuple[Tensor, Tensor]]) -> None:
+    """Channels-last weights, as their windows are: PyTorch would make these anew at every call.
+
+    Args:
+        module: A lowered graph.
+        laid: The weights that were laid out before, for another graph: by id, with the original, which keeps it alive.
+    """
+    for node in list(module.graph.nodes):
+        weight: Any = node.args[1] if node.target is aten.conv2d.default else None
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        value = attrgetter(str(weight.target))(module)
+        if value.is_contiguous(memory_format=torch.channels_last):
+            continue
+        if id(value) not in laid:
+            laid[id(value)] = (value, value.detach().contiguous(memory_format=torch.channels_last))
+        name = f"channels_last_{node.name}"
+        module.register_buffer(name, laid[id(value)][1], persistent=False)
+        with module.graph.inserting_before(node):
+            node.update_arg(1, module.graph.get_attr(name))
 
 
 def _copy(module: fx.GraphModule) -> fx.GraphModule:

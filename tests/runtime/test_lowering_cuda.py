@@ -223,6 +223,22 @@ def test_an_activation_of_two_readers_is_moved_into_both(lowered: None, seed: in
     check(inc)
 
 
+def test_weights_are_channels_last_and_held_once(lowered: None, seed: int) -> None:
+    shared = conv(8, 8)
+    model = nn.Sequential(conv(3, 8), shared, nn.ReLU(), shared, nn.AdaptiveAvgPool2d(5), shared)
+    executor = compiled(model).executor()
+    weights = [
+        getattr(module, node.args[1].target)
+        for module in (executor.front, executor.tail)
+        for node in module.graph.nodes
+        if node.target is torch.ops.aten.conv2d.default
+    ]
+    assert len(weights) == 4
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert len({weight.data_ptr() for weight in weights}) == 2
+    assert shared.weight.is_contiguous(), "the model's own weights stay as they are"
+
+
 def test_the_emitted_front_stays_as_it_is(lowered: None, seed: int) -> None:
     inc = compiled(NETWORKS["convolutions"][0]())
     before = inc.front.code

@@ -202,6 +202,7 @@ def export(
     ] = None,
     score: Annotated[ScoreName, typer.Option("--score", help="What heatmap.onnx gives.")] = ScoreName.PROBABILITY,
     inline: Annotated[bool, typer.Option("--inline", help="No functions in the models, for OpenVINO.")] = False,
+    embed: Annotated[bool, typer.Option("--embed", help="Weights inside each model, for browsers.")] = False,
 ) -> None:
     """Write the compiled model as ONNX: materialize.onnx, incremental.onnx and heatmap.onnx."""
     with _readable_errors(None):
@@ -213,7 +214,7 @@ def export(
         notes = {"picture": loaded.preprocessing, "classes": list(loaded.categories)}
         kind: Literal["probability", "logit"] = "logit" if score is ScoreName.LOGIT else "probability"
         folder = kcompile.export_onnx(
-            inc, out, opset=opset, batch=batch, score=kind, inline=inline, preprocessing=notes
+            inc, out, opset=opset, batch=batch, score=kind, inline=inline, embed=embed, preprocessing=notes
         )
         for path in sorted(folder.iterdir()):
             typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

@@ -24,6 +24,7 @@ from kcompile.runtime.values import Writer
 from kcompile.scoring import select
 
 OPSETS = range(18, 24)
+_LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
 
 def export_onnx(
@@ -35,6 +36,7 @@ def export_onnx(
     score: Literal["probability", "logit"] = "probability",
     output: Any = None,
     inline: bool = False,
+    embed: bool = False,
     preprocessing: Mapping[str, Any] | str | None = None,
 ) -> Path:
     """Write a compiled module as ONNX models that any ONNX runtime executes; `load_onnx` runs them.
@@ -54,6 +56,8 @@ def export_onnx(
         output: Which part of a structured output it scores.
         inline: Write the bodies of gather and superimpose where they are called, in place of functions: for runtimes
             that don't expand functions (OpenVINO 2026).
+        embed: Put the weights into each model (of at most 2 GB then; twice into ``heatmap.onnx``): for runtimes that
+            read no file beside a model within loops (onnxruntime-web 1.30).
         preprocessing: Noted in the files' metadata, as JSON or text: how a picture becomes an image of the model.
 
     Returns:
@@ -78,7 +82,7 @@ def export_onnx(
     if score not in ("probability", "logit"):
         raise InputError(f'score is {score!r}; allowed are "probability" and "logit"')
     inc._check_weights(hashed=True)
-    models = Models(_source(inc), opset)
+    models = Models(_source(inc), opset, embed)
     made = {MATERIALIZE: models.materialize(), INCREMENTAL: models.incremental()}
     try:
         scored, reason = _scored(inc, score, output), None
@@ -94,6 +98,11 @@ def export_onnx(
     for name, model in made.items():
         for key, value in _metadata(manifest, name).items():
             model.metadata_props.add(key=key, value=value)
+    largest = max(made, key=lambda name: made[name].ByteSize())
+    if made[largest].ByteSize() >= _LARGEST:
+        raise OnnxExportError(
+            f"{largest} would have {made[largest].ByteSize()} bytes, ONNX allows 2 GB: use embed=False"
+        )
     target = Path(directory)
     try:
         target.mkdir(parents=True, exist_ok=True)

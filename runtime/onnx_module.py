@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kcompile.core.errors import InputError, NotMaterializedError
-from kcompile.core.interval import IntArray
+from kcompile.core.interval import IntArray, Interval
 from kcompile.core.onnx_files import HEATMAP, INCREMENTAL, MATERIALIZE, Manifest
 from kcompile.core.plan import Placement, Plan
+from kcompile.core.region import Region
 from kcompile.runtime.onnx_queries import ArrayBox, as_array, paste, pixels, read_base_index, read_boxes, read_images
+from kcompile.runtime.onnx_regions import ArrayRegions
 from kcompile.runtime.onnx_session import Array, Sessions
 from kcompile.runtime.onnx_structure import restore
 from kcompile.runtime.scheduler import schedule
@@ -79,8 +81,7 @@ class OnnxRunner:
         rows = self._others(others, len(images))
         self._bases = [self._materialized({"image": images[i : i + 1], **{k: v[i : i + 1] for k, v in rows.items()}})
                        for i in range(len(images))]  # fmt: skip
-        columns = zip(*(base.outputs for base in self._bases), strict=True)
-        leaves = [np.concatenate(column) if isinstance(column[0], np.ndarray) else column[0] for column in columns]
+        leaves = [_joined(column) for column in zip(*(base.outputs for base in self._bases), strict=True)]
         self.base_output = restore(self.data["outputs"]["structure"], leaves)
         return self.base_output
 
@@ -92,47 +93,67 @@ class OnnxRunner:
         base_index: Any = None,
         mask: Any = None,
         channels: Any = None,
+        output: Literal["full", "region"] = "full",
     ) -> Any:
         """The model's output for patched copies of the base images; arguments as `IncrementalModule.forward_patches`.
 
         Returns:
-            The model's output structure for N images, arrays.
+            The model's output structure for N images, arrays; with "region" outputs that are maps as `ArrayRegion`s.
 
         Raises:
             NotMaterializedError: No base image yet.
             InputError, PositionError: Bad patches or positions.
         """
+        if output not in ("full", "region"):
+            raise InputError(f'output is {output!r}; allowed are "full" and "region"')
+        boxes, which, images = self._queries(patches, positions, base_index, mask, channels)
+        regions = ArrayRegions(self.plan, self._hull(boxes)) if output == "region" else None
         results: list[Array] | None = None
-        count = 0
-        for rows, outputs, total in self.stream_patches(
-            patches, positions, base_index=base_index, mask=mask, channels=channels
-        ):
-            count = total
+        count = len(which)
+        for rows, whole in self._run(boxes, which, images):
+            outputs = whole if regions is None else regions.cut(rows, whole)
             if results is None:
                 results = [np.empty((count, *out.shape[1:]), dtype=out.dtype) for out in outputs]
             for into, out in zip(results, outputs, strict=True):
                 into[rows] = out
-        return self.restore(self._none() if results is None else results)
+        if results is None:
+            results = self._none() if regions is None else regions.cut(np.zeros(0, np.int64), self._none())
+        return self.restore(results if regions is None else regions.wrap(results))
 
     def stream_patches(
         self, patches: Any, positions: Any, *, base_index: Any = None, mask: Any = None, channels: Any = None
     ) -> Iterator[tuple[IntArray, list[Array], int]]:
         """As `forward_patches`, batch by batch: indices of the queries, their results, number of all queries."""
+        boxes, which, images = self._queries(patches, positions, base_index, mask, channels)
+        for rows, outputs in self._run(boxes, which, images):
+            yield rows, outputs, len(which)
+
+    def _queries(
+        self, patches: Any, positions: Any, base_index: Any, mask: Any, channels: Any
+    ) -> tuple[list[ArrayBox], IntArray, Array]:
+        """The boxes of a call's queries, which base each is a copy of, and the base images."""
         if not self._bases:
             raise NotMaterializedError("no base image yet: call materialize(image) before forward_patches")
         boxes = read_boxes(self.plan, self.data["dtype"], patches, positions, mask, channels)
         count = len(boxes[0].positions)
         which = read_base_index(base_index, count, len(self._bases))
-        images = np.concatenate([base.inputs["image"] for base in self._bases])
-        for rows, outputs in self._run(boxes, which, images):
-            yield rows, outputs, count
+        return boxes, which, np.concatenate([base.inputs["image"] for base in self._bases])
 
-    def restore(self, results: Sequence[Array]) -> Any:
+    def _hull(self, boxes: Sequence[ArrayBox]) -> Region:
+        """The box around all boxes of each query, clipped to the image."""
+        axes = []
+        for axis, size in enumerate(self.plan.input_shape[1:]):
+            low = np.min([box.positions[:, axis] for box in boxes], axis=0)
+            high = np.max([box.positions[:, axis] + box.sizes[axis] for box in boxes], axis=0)
+            axes.append(Interval.of(low.clip(0, size), high.clip(0, size)))
+        return Region.of(*axes)
+
+    def restore(self, results: Sequence[Any]) -> Any:
         """Put flat results into the structure that the model returns."""
         leaves = []
         for index, entry in enumerate(self.data["outputs"]["entries"]):
             if entry == "base":
-                leaves.append(self._bases[0].outputs[index])
+                leaves.append(_joined([base.outputs[index] for base in self._bases]))
             else:
                 leaves.append(results[entry] if isinstance(entry, int) else _constant(entry))
         return restore(self.data["outputs"]["structure"], leaves)
@@ -141,7 +162,7 @@ class OnnxRunner:
         """Run ``heatmap.onnx``: the scores of patched copies of one image.
 
         Args:
-            image: [C, *S].
+            image: [C, *S]; of a model with several inputs a tuple of those with rows.
             patch: [C, *sizes].
             positions: [N, axes], or None.
             stride: Pixels, one number per axis: adds a grid of positions.
@@ -154,7 +175,9 @@ class OnnxRunner:
         """
         if HEATMAP not in self.data["files"]:
             raise InputError(f"this export has no {HEATMAP}: {self.data['no_heatmap']}")
-        given: dict[str, Array] = {"image": read_images(image, self.plan, self.data["dtype"])}
+        inputs = image if isinstance(image, tuple) else (image,)
+        given: dict[str, Array] = {"image": read_images(inputs[0], self.plan, self.data["dtype"])}
+        given |= self._others(inputs[1:], 1)
         places = np.zeros((0, len(self.plan.patch_shape)), np.int64) if positions is None else positions
         (box,) = read_boxes(self.plan, self.data["dtype"], as_array(patch), places, None, None)
         given |= {"patch": box.patches[0], "positions": box.positions}
@@ -260,6 +283,11 @@ class OnnxRunner:
             for i, entry in enumerate(self.data["outputs"]["entries"])
             if isinstance(entry, int)
         ]
+
+
+def _joined(rows: Sequence[Any]) -> Any:
+    """One output of several base images; what is no array is the same for all."""
+    return np.concatenate(rows) if isinstance(rows[0], np.ndarray) and rows[0].ndim else rows[0]
 
 
 def fitting_batch(plan: Plan) -> int:

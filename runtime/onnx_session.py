@@ -89,12 +89,14 @@ class Sessions:
         session = self.open(name)
         binding = session.io_binding()
         known = {value.name for value in session.get_inputs()}
+        held = []  # until the run is over
         device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
         for key, value in given.items():
             if key not in known:
                 continue  # what no op of the model reads
             if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(key, np.ascontiguousarray(value))
+                held.append(np.ascontiguousarray(value))
+                binding.bind_cpu_input(key, held[-1])
             else:
                 binding.bind_ortvalue_input(key, value)
         outputs = [value.name for value in session.get_outputs()]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from kcompile.core.boxes import Boxes
 from kcompile.core.interval import IntArray
-from kcompile.core.plan import OutputMap, Plan
+from kcompile.core.plan import Plan
 from kcompile.core.region import Region, evaluate
 
 _BASE = None  # in place of a result's number: what the base images gave, the same for all queries
@@ -102,9 +103,10 @@ class Regions:
         """Work out where each query's patch (its box around all boxes) can change each result."""
         self.maps = plan.outputs
         regions = evaluate(plan.regions, patch)
-        self.places: list[tuple[IntArray, tuple[int, ...]] | None] = []
-        for out in plan.outputs:
-            self.places.append(None if out is None else _place(out, regions[out.region], plan))
+        self.places = [
+            None if out is None else Boxes.changed(regions[out.region], plan.regions[out.region].shape)
+            for out in plan.outputs
+        ]
 
     def cut(self, rows: IntArray, results: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The regions of some queries' results; what is no map, or changes everywhere, stays whole."""
@@ -113,7 +115,7 @@ class Regions:
             if out is None or place is None:
                 cut.append(result)
                 continue
-            origins, extent = place
+            origins, extent = place.origins, place.extent
             if not len(rows) or 0 in extent:
                 sizes = dict(zip(out.axes, extent, strict=True))
                 cut.append(result.new_empty([sizes.get(dim, size) for dim, size in enumerate(result.shape)]))
@@ -134,13 +136,5 @@ class Regions:
             if out is None or place is None:
                 made.append(result)
                 continue
-            made.append(MapRegion(result, torch.from_numpy(place[0]), out.axes))
+            made.append(MapRegion(result, torch.from_numpy(place.origins), out.axes))
         return made
-
-
-def _place(out: OutputMap, region: Region, plan: Plan) -> tuple[IntArray, tuple[int, ...]]:
-    sizes = np.asarray(plan.regions[out.region].shape, dtype=np.int64)
-    low = np.stack([axis.lo for axis in region.axes], axis=1)
-    high = np.maximum(np.stack([axis.hi for axis in region.axes], axis=1), low)
-    extent = (high - low).max(axis=0, initial=0)
-    return np.clip(low, 0, sizes - extent), tuple(int(size) for size in extent)

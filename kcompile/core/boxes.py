@@ -36,6 +36,13 @@ class Boxes:
         origins = [np.minimum(axis.lo, size - e) for axis, size, e in zip(region.axes, shape, extents, strict=True)]
         return cls(np.stack(origins, axis=-1), tuple(extents))
 
+    @classmethod
+    def changed(cls, region: Region, shape: Sequence[int]) -> Boxes:
+        """As `around`, but of no cells where all regions are empty: what may differ from the base."""
+        extent = tuple(int(axis.size.max(initial=0)) for axis in region.axes)
+        low = np.stack([axis.lo for axis in region.axes], axis=-1)
+        return cls(np.clip(low, 0, np.asarray(shape, dtype=np.int64) - extent), extent)
+
     def window(self, maps: Sequence[AxisMap]) -> Boxes:
         """What an op must read to compute the outputs inside these boxes; again of equal size."""
         pairs = [_read(m, lo, size) for m, lo, size in zip(maps, self.origins.T, self.extent, strict=True)]

@@ -51,9 +51,9 @@ class Source:
 class Models:
     """Writes the models of one source, which share their weights."""
 
-    def __init__(self, source: Source, opset: int) -> None:
-        """Find out what is known of every value."""
-        self.source, self.plan, self.opset, self.weights = source, source.plan, opset, Weights()
+    def __init__(self, source: Source, opset: int, embed: bool = False) -> None:
+        """Find out what is known of every value; ``embed`` puts the weights into each model."""
+        self.source, self.plan, self.opset, self.weights = source, source.plan, opset, Weights(embed)
         images = torch.empty(1, *self.plan.input_shape, dtype=source.dtype, device="meta")
         others = [torch.empty(1, *shape, dtype=dtype, device="meta") for shape, dtype in source.others]
         names = [str(node.target) for node in source.materializer.graph.find_nodes(op="placeholder")]

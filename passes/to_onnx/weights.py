@@ -23,8 +23,9 @@ class Weights:
     the body of a loop within one model.
     """
 
-    def __init__(self) -> None:
-        """Begin an empty file."""
+    def __init__(self, inside: bool = False) -> None:
+        """Begin an empty file; ``inside`` keeps all values in the models instead."""
+        self._inside = inside
         self._places: dict[bytes, int] = {}
         self._parts: list[bytes] = []
         self._size = 0
@@ -32,7 +33,7 @@ class Weights:
     def initializer(self, name: str, value: npt.NDArray[np.generic]) -> TensorProto:
         """An initialiser of this value, by reference if it is large."""
         value = np.asarray(value, order="C")
-        if value.nbytes <= INLINE_BYTES:
+        if self._inside or value.nbytes <= INLINE_BYTES:
             return numpy_helper.from_array(value, name)
         tensor = TensorProto(
             name=name,

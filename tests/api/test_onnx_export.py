@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,20 @@ def test_weights_are_stored_once(tmp_path: Path) -> None:
     assert places(body) & places(inside.graph)
 
 
+def test_embedded_weights_need_no_file(pair: Any, tmp_path: Path, seed: int) -> None:
+    inc, folder = pair
+    found = exported(inc, tmp_path, embed=True)
+    assert (tmp_path / WEIGHTS).stat().st_size == 0
+    image = noise(SHAPE)
+    want, got = kcompile.occlusion(inc, image, stride=7), found.occlusion(image, stride=7)
+    assert np.abs(got.all_scores - want.all_scores).max() <= 1e-5
+    alone = shutil.copy(tmp_path / HEATMAP, tmp_path / "alone.onnx")
+    given = {"image": image[None].numpy(), "patch": noise((3, *PATCH)).numpy(), "positions": NOWHERE}
+    given["stride"] = np.array([9, 9])
+    mine, theirs = (run(Path(path), **given)["scores"] for path in (alone, folder / HEATMAP))
+    assert np.abs(mine - theirs).max() <= 1e-6
+
+
 @pytest.mark.parametrize("opset", [20, 23])
 def test_other_opsets(pair: Any, opset: int, tmp_path: Path, seed: int) -> None:
     inc, _ = pair
@@ -235,6 +250,13 @@ def test_types_without_counterpart(tmp_path: Path) -> None:
     inc = incremental(ready(conv(3, 4), SHAPE, torch.bfloat16), SHAPE, PATCH)
     with refused(OnnxExportError, "bfloat16", "float32"):
         kcompile.export_onnx(inc, tmp_path)
+
+
+def test_models_too_large_for_a_file(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kcompile.exporting._LARGEST", 1000)
+    with refused(OnnxExportError, HEATMAP, "embed=False"):
+        kcompile.export_onnx(pair[0], tmp_path, embed=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_changed_weights(tmp_path: Path) -> None:

@@ -107,6 +107,22 @@ def test_structured_outputs(tmp_path: Path, seed: int) -> None:
     assert_alike(got, want)
 
 
+@pytest.mark.parametrize("count", [0, 5])
+def test_maps_as_regions(count: int, tmp_path: Path, seed: int) -> None:
+    inc = incremental(ready(Named(), SHAPE, torch.float32), SHAPE, PATCH)
+    model = exported(inc, tmp_path)
+    image, positions = noise(SHAPE), anywhere(SHAPE, PATCH, count)
+    before, own = inc.materialize(image), model.materialize(image)
+    got, want = (m.forward_patches(0.7, positions, output="region") for m in (model, inc))
+    assert_alike(got["more"], want["more"])
+    assert_alike(got["map"].values, want["map"].values)
+    assert np.array_equal(got["map"].origins, want["map"].origins.numpy())
+    assert got["map"].axes == want["map"].axes
+    assert_alike(got["map"].paste(own["map"]), want["map"].paste(before["map"]))
+    with refused(InputError, "'all'"):
+        model.forward_patches(0.7, positions, output="all")
+
+
 class WithFacts(nn.Module):
     """An image and a row of facts."""
 
@@ -128,6 +144,10 @@ def test_other_inputs_with_rows(tmp_path: Path, seed: int) -> None:
     positions, which = anywhere(SHAPE, PATCH, 5), [0, 1, 2, 1, 0]
     got, want = (m.forward_patches(1.5, positions, base_index=np.array(which)) for m in (model, inc))
     assert_alike(got, want)
+    at = positions[:2]
+    scores = model.run_heatmap((images[1], facts[1]), np.full((3, *PATCH), 1.5), positions=at)["scores"]
+    want = inc.forward_patches(1.5, at, base_index=[1, 1]).softmax(1).numpy()
+    assert np.abs(scores - want).max() <= 1e-5
     with refused(InputError, "1 inputs are given", "takes 2"):
         model.materialize(images)
 

@@ -30,6 +30,7 @@ from kcompile.runtime.scratch import surplus_bytes
 
 # One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
 OVERHEAD_MACS_PER_OP = 1e7
+OVERHEAD_MACS_PER_BYTE = 3.0  # of weights, which each batch reads again
 FRONT_BATCH = 32
 TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds
 
@@ -66,12 +67,13 @@ class Executor:
         """Remember what the front asks for, by name."""
         self.inputs = [str(node.target) for node in self.front.graph.nodes if node.op == "placeholder"]
         self.ops = sum(node.op == "call_function" for node in self.front.graph.nodes)
-        self.choice = Choice(self.plan, self.ops * OVERHEAD_MACS_PER_OP)
+        overhead = self.ops * OVERHEAD_MACS_PER_OP + _weight_bytes(self.front) * OVERHEAD_MACS_PER_BYTE
+        self.choice = Choice(self.plan, overhead)
         whole = [read for read in self.plan.reads if read.target is None]
         inside = [prod(layer.shape) for layer in self.plan.layers if layer.placement is Placement.DENSE]
         self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
-        weights = sum(_bytes(self.tail, str(node.target)) for node in self.tail.graph.nodes if node.op == "get_attr")
-        self.tail_bytes = min(max(weights, TAIL_BYTES[0]), TAIL_BYTES[1])  # reading them once should not dominate
+        least, most = TAIL_BYTES
+        self.tail_bytes = min(max(_weight_bytes(self.tail), least), most)  # reading them once should not dominate
         self._needs: dict[tuple[int, ...], Needs] = {}
         self.surplus = sum(map(surplus_bytes, (self.front, self.tail))) if self.budget is not None else 0
 
@@ -308,6 +310,7 @@ def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Ten
     return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}
 
 
-def _bytes(module: fx.GraphModule, name: str) -> int:
-    value = attrgetter(name)(module)
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+def _weight_bytes(module: fx.GraphModule) -> int:
+    """Bytes of all tensors that a graph holds and reads."""
+    values = [attrgetter(str(node.target))(module) for node in module.graph.nodes if node.op == "get_attr"]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))

@@ -61,7 +61,7 @@ def run_tests(limit: float) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"status": "not run: pytest is not installed"}
     tests = [str(ROOT / "tests" / "cuda_ops" / f"test_{name}.py") for name in ("cuda", "ops", "reads")]
-    tests.append(str(ROOT / "tests" / "runtime" / "test_lowering_cuda.py"))
+    tests += [str(ROOT / "tests" / "runtime" / f"test_{name}.py") for name in ("lowering_cuda", "cuda_graphs")]
     options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_kernels import time_by_kind
 from benchmarks.maps import IntArray, Sample, occluded, own_box_bound, positions_of, sample_of
+from kcompile.runtime import cuda_graphs, lowering_cuda
 from kcompile.runtime import executor as executor_module
-from kcompile.runtime import lowering_cuda
 from kcompile.runtime.module import IncrementalModule
 
 T = TypeVar("T")
@@ -35,14 +36,13 @@ class Variant:
     overhead: float | None = None
     benchmark: bool = False  # cudnn.benchmark
     fuse: bool = True  # what follows windows runs in the launch that reads them (runtime/lowering_cuda.py)
+    graphs: bool = False  # kinds of batches that come again are replayed (runtime/cuda_graphs.py)
 
     @contextmanager
     def applied(self, inc: IncrementalModule) -> Iterator[None]:
         """Inside, the module runs in this setting."""
-        if self.fuse != lowering_cuda.FUSE:
-            lowering_cuda.FUSE = self.fuse
-            inc._executors.clear()  # made anew outside of what is timed
-        runner = inc.executor()
+        _switch(inc, self.fuse, self.graphs)
+        runner = inc.executor()  # made here, outside of what is timed
         own = executor_module.OVERHEAD_MACS_PER_OP
         overhead = own if self.overhead is None else self.overhead
         with (
@@ -53,12 +53,22 @@ class Variant:
             yield
 
 
+_executors: WeakKeyDictionary[IncrementalModule, dict[tuple[bool, bool], Any]] = WeakKeyDictionary()
+
+
+def _switch(inc: IncrementalModule, fuse: bool, graphs: bool) -> None:
+    """Let a module run with its executors for these settings; they keep their graphs from round to round."""
+    lowering_cuda.FUSE, cuda_graphs.ENABLED = fuse, graphs
+    inc._executors = _executors.setdefault(inc, {}).setdefault((fuse, graphs), {})
+
+
 VARIANTS = (
     Variant("as is"),
     Variant("batch 128", batch=128, overhead=1e8),
     Variant("batch 512", batch=512, overhead=1e8),
     Variant("batch 512, cudnn.benchmark", batch=512, overhead=1e8, benchmark=True),
     Variant("batch 512, not fused", batch=512, overhead=1e8, fuse=False),
+    Variant("batch 128, CUDA graphs", batch=128, overhead=1e8, graphs=True),
 )
 
 
@@ -129,7 +139,8 @@ def time_network(inc: IncrementalModule, model: nn.Module, device: torch.device,
     try:
         return _time_network(inc, model, device, settings, deadline)
     finally:
-        lowering_cuda.FUSE = True
+        _switch(inc, fuse=True, graphs=False)
+        _executors.pop(inc, None)
 
 
 def _time_network(

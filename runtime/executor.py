@@ -19,8 +19,10 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.buckets import buckets
 from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
 from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
+from kcompile.runtime.cuda_graphs import Graphed
 from kcompile.runtime.full import patched
 from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
@@ -62,6 +64,7 @@ class Executor:
     batch: int = FRONT_BATCH
     full_batch: int = FULL_BATCH
     budget: Budget | None = None
+    graphed: Graphed | None = None
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
@@ -221,13 +224,28 @@ class Executor:
         self.tail_bytes = min(self.tail_bytes, TAIL_BYTES[0])
 
     def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
+        if self.graphed is not None and batches:
+            yield from self._buckets(call, batches)
+            return
         for rows in batches:
             yield from in_parts(partial(self._front, call), rows, self._smaller)
+
+    def _buckets(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
+        """The same queries in batches of few kinds, without what fills them up."""
+        most = max(map(len, batches))
+        for filled, count in buckets(self.plan, call.regions, np.concatenate(batches), most, self.choice.overhead):
+            left = count
+            for rows, outputs in in_parts(partial(self._front, call), filled, self._smaller):
+                real = min(len(rows), left)
+                left -= real
+                if real:
+                    yield rows[:real], tuple(output[:real] for output in outputs)
 
     def _front(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
         here = [region.take(rows) for region in call.regions]
         given = (call.patches(rows), call.positions[rows], call.base_index[rows])
-        outputs: tuple[Tensor, ...] = self.front(*self.arguments(call.store, *given, here))
+        run = self.front if self.graphed is None else self.graphed
+        outputs: tuple[Tensor, ...] = run(*self.arguments(call.store, *given, here))
         return outputs
 
     def arguments(

@@ -22,7 +22,7 @@ from kcompile.core.errors import (
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
-from kcompile.runtime import lowering_cuda
+from kcompile.runtime import cuda_graphs, lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, SURPLUS, Budget, Kinds, check_budget
@@ -367,6 +367,7 @@ class IncrementalModule(nn.Module):
             elif lowering_cuda.available(self._like):
                 graphs = lowering_cuda.lower(self.front, self.tail, self.plan, self._like.dtype)
                 made = self._executor(*graphs, self._full())
+                made.graphed = cuda_graphs.graphed(made.front)
             else:
                 made = self._executor(self.front, self.tail, self._full())
             self._executors["lowered"] = made

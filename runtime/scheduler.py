@@ -133,7 +133,7 @@ def schedule(
     if regions is None:
         regions = evaluate(plan.regions, patch_regions(positions, sizes))
     extents = np.stack([np.stack([axis.size for axis in region.axes]) for region in regions]).astype(np.float64)
-    labels = _merged_classes(extents, np.asarray(plan.cell_macs()), overhead)
+    labels = merged_classes(extents, np.asarray(plan.cell_macs()), overhead)
     order = np.lexsort((*positions.T[::-1], labels))
     cuts = np.flatnonzero(np.diff(labels[order])) + 1
     batches = []
@@ -143,14 +143,24 @@ def schedule(
     return batches
 
 
-def _merged_classes(extents: FloatArray, weights: FloatArray, overhead: float) -> IntArray:
-    """One label per position; equal labels may share a batch. ``extents`` is [regions, axes, N]."""
+def merged_classes(extents: FloatArray, weights: FloatArray, overhead: float, most: int | None = None) -> IntArray:
+    """Merge classes of like extents as long as that saves time, and until there are few.
+
+    Args:
+        extents: [regions, axes, N].
+        weights: Multiply-adds per cell of each region.
+        overhead: What one more batch costs, in multiply-adds.
+        most: Largest number of classes, if any.
+
+    Returns:
+        One label per position; equal labels may share a batch.
+    """
     axes = [_AxisClasses(extents, weights, axis) for axis in range(extents.shape[1])]
     while True:
         cells = np.count_nonzero(np.bincount(_joint(axes)))
         options = [(axis.best_merge(), i) for i, axis in enumerate(axes) if len(axis.counts) > 1]
         gains = [(cost - overhead * cells / len(axes[i].counts), i, pair) for (cost, pair), i in options]
-        if not gains or min(gains)[0] >= 0:
+        if not gains or (min(gains)[0] >= 0 and (most is None or cells <= most)):
             break
         _, i, pair = min(gains)
         axes[i].merge(*pair)

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from benchmarks.maps import IntArray
-from kcompile.cuda_ops import reference
+from kcompile.cuda_ops import reads, reference
 from kcompile.runtime.module import IncrementalModule
 
 ERROR = 1e-4  # of scale: the largest error allowed in float32
 CHANGE = 1e-3  # of scale: the least change that the patches must cause, else the check says nothing
-OPS = ("gather", "superimpose", "gather_superimpose")
+OPS = ("gather", "superimpose", "gather_superimpose", "crop", "read_activated", "read_pooled", "read_joined", "ended")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -97,8 +99,9 @@ def check_ops(device: torch.device, rounds: int, seed: int) -> list[dict[str, An
 
 def _agree(name: str, given: tuple[Any, ...], device: torch.device) -> bool:
     op: Callable[..., Tensor] = getattr(torch.ops.kcompile, name)
-    want = (getattr(reference, name) if device.type == "cpu" else op)(*given)
-    mine = op(*(arg.to(device) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in given))
+    plain = getattr(reference, name, None) or getattr(reads, name)
+    want = (plain if device.type == "cpu" else op)(*given)
+    mine = op(*tree_map_only(Tensor, lambda arg: arg.to(device) if arg.is_floating_point() else arg, given))
     channels_last = mine.movedim(1, -1).is_contiguous()
     return channels_last and mine.device.type == device.type and _same_bits(mine.cpu(), want)
 
@@ -121,10 +124,21 @@ def _arguments(axes: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     base.view(-1)[::97], base.view(-1)[::89] = float("nan"), float("-inf")
     over = torch.randn(queries, *patch, channels).to(dtype).movedim(-1, 1)
     window = reference.gather(base, origins, extent)
+    bias, whole = torch.randn(channels).to(dtype), torch.randn(queries, channels, *extent).to(dtype)
+    read = (base, over, bias, 0.0, inf, origins, offsets)
+    columns = [[value, other] for value, other in zip(read, (None, whole, None, -inf, inf, None, None), strict=True)]
+    kernel, ones = [_integer(1, min(3, e)) for e in extent], [1] * axes
+    size = [_integer(1, e) for e in extent]
+    inside = torch.stack([torch.randint(e - s + 1, (queries,)) for e, s in zip(extent, size, strict=True)], 1)
     return {
         "gather": (base, origins, extent),
         "superimpose": (window, over, offsets),
         "gather_superimpose": (base, over, origins, offsets, extent),
+        "crop": (window, offsets, offsets + inside, size, ones, [0] * axes),
+        "read_activated": (*read, extent),
+        "read_pooled": (*read, extent, kernel, [_integer(1, 2)] * axes, [0] * axes, ones, 0),
+        "read_joined": (*columns, extent, bool(_integer(0, 1)), None, None, -1.0, 2.0),
+        "ended": (window, bias, whole, 0.0, 6.0),
     }
 
 

@@ -47,7 +47,7 @@ class _Convolution(ctypes.Structure):
 
 def pack(weight: Tensor, tile: int) -> Tensor:
     """Transformed weights [points, panels, C, PANEL] of a convolution's [K, C, r, s]; filters padded with zeros."""
-    sides = (torch.tensor([[float(x) for x in row] for row in toom_cook.matrices(*axis)[1]]) for axis in TILES[tile])
+    sides = (torch.tensor([[float(x) for x in row] for row in toom_cook.matrices(axis)[1]]) for axis in TILES[tile])
     rows, columns = (side.double() for side in sides)
     filters, channels = weight.shape[:2]
     points = torch.einsum("ip,kcpq,jq->ijck", rows, weight.detach().double(), columns).flatten(0, 1)
@@ -58,10 +58,11 @@ def pack(weight: Tensor, tile: int) -> Tensor:
 
 def work(tile: int, height: int, width: int, channels: int, filters: int) -> float:
     """Multiply-adds per query, transforms included, for results of that size."""
-    (mh, rh), (mw, rw) = TILES[tile]
-    points = (mh + rh - 1) * (mw + rw - 1)
-    tiles = -(-height // mh) * -(-width // mw)
-    passes = sum(m + r - 1 for m, r in TILES[tile] if r > 1)  # over all points of a tile
+    rows, columns = TILES[tile]
+    points = rows.points * columns.points
+    tiles = -(-height // rows.outputs) * -(-width // columns.outputs)
+    passes = sum(axis.points for axis in TILES[tile] if axis.taps > 1)  # over all points of a tile
+    passes *= 2 if max(axis.points for axis in TILES[tile]) > 8 else 1  # more than the registers hold
     return tiles * points * (channels * filters + passes * (channels + filters))
 
 
@@ -71,7 +72,8 @@ def supported() -> bool:
 
 
 def _out_size(size: Sequence[int], padding: Sequence[int], tile: int) -> list[int]:
-    return [n + 2 * p - r + 1 for n, p, (_, r) in zip(size, padding, TILES[tile], strict=True)]
+    axes = zip(size, padding, TILES[tile], strict=True)
+    return [(cells + 2 * zeros - axis.taps) // axis.stride + 1 for cells, zeros, axis in axes]
 
 
 def reference(
@@ -96,14 +98,15 @@ def reference(
     """
     axes = TILES[tile]
     size = _out_size(window.shape[2:], padding, tile)
-    counts = [-(-n // m) for n, (m, _) in zip(size, axes, strict=True)]
-    more = [c * m - n for c, n, (m, _) in zip(counts, size, axes, strict=True)]
-    (top, left), (bottom, right) = padding, more
-    cells = functional.pad(window, (left, left + right, top, top + bottom))
-    for dim, (m, r) in zip((2, 3), axes, strict=True):
-        cells = cells.unfold(dim, m + r - 1, m)
+    cells = window
+    for dim, (axis, count) in enumerate(zip(axes, size, strict=True), 2):
+        whole = (-(-count // axis.outputs) - 1) * axis.outputs * axis.stride + axis.points
+        ends = (padding[dim - 2], whole - window.shape[dim] - padding[dim - 2])  # the last inputs may be of no use
+        cells = functional.pad(cells, (0, 0, *ends) if dim == 2 else ends)
+    for dim, axis in enumerate(axes, 2):
+        cells = cells.unfold(dim, axis.points, axis.outputs * axis.stride)
     (inputs_h, _, outputs_h), (inputs_w, _, outputs_w) = (
-        [cells.new_tensor([[float(x) for x in row] for row in part]) for part in toom_cook.matrices(*axis)]
+        [cells.new_tensor([[float(x) for x in row] for row in part]) for part in toom_cook.matrices(axis)]
         for axis in axes
     )
     unpacked = weights.transpose(1, 2).flatten(2)[..., :filters].unflatten(0, (len(inputs_h), len(inputs_w)))
@@ -199,8 +202,8 @@ def _blocks(job: _Convolution, tile: int, points: int) -> tuple[int, int]:
     Few where the weights are small, so that a block stays in the second cache; more where they must be read from memory
     for each block.
     """
-    (mh, _), (mw, _) = TILES[tile]
-    tiles = job.count * -(-job.out_height // mh) * -(-job.out_width // mw)
+    rows, columns = TILES[tile]
+    tiles = job.count * -(-job.out_height // rows.outputs) * -(-job.out_width // columns.outputs)
     block = _most_tiles(points, job.channels, job.filters)
     threads = torch.get_num_threads()
     block = max(min(block, -(-tiles // threads)), 1)
@@ -221,9 +224,9 @@ def scratch_bytes(weights: Tensor) -> int:
 
 def surplus_bytes(weight: Tensor, tile: int) -> int:
     """By how much packed weights are larger than a convolution's own [K, C, r, s]."""
-    (mh, rh), (mw, rw) = TILES[tile]
+    rows, columns = TILES[tile]
     filters = -(-weight.shape[0] // PANEL) * PANEL
-    points = (mh + rh - 1) * (mw + rw - 1)
+    points = rows.points * columns.points
     return 4 * filters * weight.shape[1] * points - weight.numel() * weight.element_size()
 
 

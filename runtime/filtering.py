@@ -46,14 +46,15 @@ def tile_for(
         groups: Of the convolution.
     """
     filters, channels, *kernel = weight.shape
-    plain = groups == 1 and {*stride, *dilation} == {1} and len(kernel) == 2
+    plain = groups == 1 and {*dilation} == {1} and len(kernel) == 2
     if not plain or min(filters, channels) < winograd.LEAST_CHANNELS or not winograd.supported():
         return None
-    height, width = (max(n + 2 * p - r + 1, 1) for n, p, r in zip(sizes, padding, kernel, strict=True))
+    axes = zip(sizes, padding, kernel, stride, strict=True)
+    height, width = (max((cells + 2 * zeros - taps) // step + 1, 1) for cells, zeros, taps, step in axes)
     best = height * width * weight.numel() / _GAIN
     chosen = None
-    for tile, axes in enumerate(winograd.TILES):
-        if [r for _, r in axes] == kernel:
+    for tile, sides in enumerate(winograd.TILES):
+        if [side.taps for side in sides] == kernel and [side.stride for side in sides] == list(stride):
             work = winograd.work(tile, height, width, channels, filters)
             if work < best:
                 best, chosen = work, tile

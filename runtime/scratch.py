@@ -59,8 +59,8 @@ def surplus_bytes(lowered: fx.GraphModule) -> int:
             *_, packed, _, _, _, filters, tile, _, _ = node.args
             weights = attrgetter(packed.target)(lowered)
             channels = weights.shape[2]
-            (_, rows), (_, columns) = winograd.TILES[tile]
-            total += _bytes(weights) - 4 * filters * channels * rows * columns
+            rows, columns = winograd.TILES[tile]
+            total += _bytes(weights) - 4 * filters * channels * rows.taps * columns.taps
     return total
 
 

@@ -36,11 +36,11 @@ static int64_t panels_of(const Convolution& job) { return (job.filters + PANEL -
 // out[i] = sum of t[i][j] * in[j]; zeros and ones cost nothing, for t is known to the compiler.
 template <int O, int I>
 static inline void transform(const float (&t)[O][I], const Vector* in, Vector* out, int step) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
   for (int i = 0; i < O; i++) {
     Vector sum = Vector{};
     bool first = true;
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < I; j++) {
       const float f = t[i][j];
       if (f == 0) continue;
@@ -91,23 +91,24 @@ struct Kernel {
   void read(const Tile& at, const float* zeros, float* to) const {
     const float* cells[H::n][W::n];
     for (int i = 0; i < H::n; i++)
-      for (int j = 0; j < W::n; j++) cells[i][j] = cell(at.query, at.row + i - job.top, at.column + j - job.left, zeros);
+      for (int j = 0; j < W::n; j++)
+        cells[i][j] = cell(at.query, at.row * H::s + i - job.top, at.column * W::s + j - job.left, zeros);
     const int64_t point = job.block * lda;
     for (int64_t next = 0; next < job.channels; next += WIDTH) {
       const int64_t c = std::min(next, job.channels - WIDTH);  // the last vector overlaps the one before
       Vector half[H::n][W::n];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int j = 0; j < W::n; j++) {
         Vector column[H::n];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int i = 0; i < H::n; i++) column[i] = load(cells[i][j] + c);
         transform(H::B, column, &half[0][j], W::n);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < H::n; i++) {
         Vector row[W::n];
         transform(W::B, half[i], row, 1);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int j = 0; j < W::n; j++) store(to + (i * W::n + j) * point + c, row[j]);
       }
     }
@@ -122,14 +123,14 @@ struct Kernel {
     for (int64_t next = 0; next < job.filters; next += WIDTH) {
       const int64_t k = std::min(next, job.filters - WIDTH);
       Vector half[H::m][W::n], result[H::m][W::m];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int j = 0; j < W::n; j++) {
         Vector column[H::n];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
         for (int i = 0; i < H::n; i++) column[i] = load(from + (i * W::n + j) * point + k);
         transform(H::A, column, &half[0][j], W::n);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < H::m; i++) transform(W::A, half[i], result[i], 1);
       const Vector bias = job.bias ? load(job.bias + k) : Vector{};
       for (int i = 0; i < height; i++)
@@ -193,8 +194,8 @@ extern "C" {
 
 // Floats of scratch that one worker needs; -1 for an unknown tile.
 int64_t kcompile_winograd_scratch(int tile, const Convolution* job) {
-#define CASE(i, mh, rh, mw, rw) \
-  if (tile == i) return Kernel<Axis<mh, rh>, Axis<mw, rw>>::scratch_size(*job);
+#define CASE(i, mh, rh, sh, mw, rw, sw) \
+  if (tile == i) return Kernel<Axis<mh, rh, sh>, Axis<mw, rw, sw>>::scratch_size(*job);
   TILES(CASE)
 #undef CASE
   return -1;
@@ -203,8 +204,8 @@ int64_t kcompile_winograd_scratch(int tile, const Convolution* job) {
 // 0, or 1 where a window doesn't lie in its base, 2 for an unknown tile.
 int kcompile_winograd(int tile, const Convolution* job, ParallelFor parallel) {
   if (!inside(*job)) return 1;
-#define CASE(i, mh, rh, mw, rw) \
-  if (tile == i) return Kernel<Axis<mh, rh>, Axis<mw, rw>>{*job}.run(parallel), 0;
+#define CASE(i, mh, rh, sh, mw, rw, sw) \
+  if (tile == i) return Kernel<Axis<mh, rh, sh>, Axis<mw, rw, sw>>{*job}.run(parallel), 0;
   TILES(CASE)
 #undef CASE
   return 2;

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kcompile.cuda_ops import native_build, winograd
-from kcompile.cuda_ops.toom_cook import matrices
+from kcompile.cuda_ops.toom_cook import Axis, matrices
 
 ops = torch.ops.kcompile
 INF = float("inf")
@@ -27,8 +27,12 @@ def channels_last(*shape: int) -> Tensor:
 
 
 def weights_of(tile: int, filters: int, channels: int) -> Tensor:
-    (_, rows), (_, columns) = winograd.TILES[tile]
+    rows, columns = (axis.taps for axis in winograd.TILES[tile])
     return torch.randn(filters, channels, rows, columns) / (channels * rows * columns) ** 0.5
+
+
+def stride_of(tile: int) -> tuple[int, ...]:
+    return tuple(axis.stride for axis in winograd.TILES[tile])
 
 
 @pytest.fixture(autouse=True)
@@ -39,20 +43,22 @@ def seed() -> int:
     return value
 
 
-@pytest.mark.parametrize("axis", sorted({axis for tile in winograd.TILES for axis in tile}), ids=str)
-def test_the_matrices_make_the_correlation_exactly(axis: tuple[int, int]) -> None:
-    m, r = axis
-    inputs, taps, outputs = matrices(m, r)
-    for output in range(m):
-        for tap in range(r):
-            for cell in range(m + r - 1):
-                made = sum(outputs[output][p] * taps[p][tap] * inputs[p][cell] for p in range(m + r - 1))
-                assert made == Fraction(int(cell == output + tap))
+axes = pytest.mark.parametrize("axis", sorted({axis for tile in winograd.TILES for axis in tile}), ids=str)
 
 
-@pytest.mark.parametrize("axis", sorted({axis for tile in winograd.TILES for axis in tile}), ids=str)
-def test_what_transforms_values_is_exact_in_float32(axis: tuple[int, int]) -> None:
-    inputs, _, outputs = matrices(*axis)
+@axes
+def test_the_matrices_make_the_correlation_exactly(axis: Axis) -> None:
+    inputs, taps, outputs = matrices(axis)
+    for output in range(axis.outputs):
+        for tap in range(axis.taps):
+            for cell in range(axis.points):
+                made = sum(outputs[output][p] * taps[p][tap] * inputs[p][cell] for p in range(axis.points))
+                assert made == Fraction(int(cell == output * axis.stride + tap))
+
+
+@axes
+def test_what_transforms_values_is_exact_in_float32(axis: Axis) -> None:
+    inputs, _, outputs = matrices(axis)
     values = [x for matrix in (inputs, outputs) for row in matrix for x in row]
     assert all(Fraction(float(torch.tensor(float(x)))) == x for x in values)
 
@@ -67,7 +73,7 @@ def test_equals_a_convolution(tile, run, count, channels, filters, height, width
     weight = weights_of(tile, filters, channels)
     padding = [padded * (side > 1) for side in weight.shape[2:]]
     window, bias = channels_last(count, channels, height, width), torch.randn(filters)
-    want = F.conv2d(window.double(), weight.double(), bias.double(), padding=padding)
+    want = F.conv2d(window.double(), weight.double(), bias.double(), stride_of(tile), padding)
     other = torch.randn(want.shape)  # not channels-last
     scale = float(want.abs().max()) if count else 1.0
     packed = winograd.pack(weight, tile)

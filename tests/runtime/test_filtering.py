@@ -42,7 +42,8 @@ def checked(model: nn.Module, dense: bool = False) -> tuple[kcompile.Incremental
     return inc, targets(inc)
 
 
-KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool]] = {
+# None: only where the whole map is computed; the patch's few cells fill no tiles.
+KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool | None]] = {
     "3x3": (lambda: conv(16, 24), True),
     "3x3, no padding": (lambda: nn.Conv2d(16, 17, 3), True),
     "3x3, wide padding": (lambda: nn.Conv2d(16, 16, 3, padding=2), True),
@@ -54,7 +55,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool]] = {
     "1x7": (lambda: conv(48, 64, (1, 7)), True),
     "7x7": (lambda: conv(16, 16, 7), False),
     "1x1": (lambda: nn.Conv2d(16, 16, 1), False),
-    "stride": (lambda: nn.Conv2d(16, 16, 3, stride=2, padding=1), False),
+    "stride": (lambda: nn.Conv2d(128, 256, 3, stride=2, padding=1), None),
+    "stride, no padding": (lambda: nn.Conv2d(128, 256, 3, stride=2), None),
+    "stride along one axis": (lambda: nn.Conv2d(48, 64, 3, stride=(2, 1)), False),
+    "stride 3": (lambda: nn.Conv2d(48, 64, 3, stride=3), False),
     "dilation": (lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2), False),
     "groups": (lambda: nn.Conv2d(16, 32, 3, padding=1, groups=2), False),
     "few channels": (lambda: conv(16, 12), False),
@@ -63,9 +67,9 @@ KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool]] = {
 
 @pytest.mark.parametrize("dense", [False, True], ids=["front", "tail"])
 @pytest.mark.parametrize(("make", "filtered"), KINDS.values(), ids=KINDS)
-def test_kinds(make: Callable[[], nn.Conv2d], filtered: bool, dense: bool, seed: int) -> None:
+def test_kinds(make: Callable[[], nn.Conv2d], filtered: bool | None, dense: bool, seed: int) -> None:
     _, found = checked(nn.Sequential(conv(3, (made := make()).in_channels), nn.ReLU(), made, nn.ReLU()), dense)
-    assert ((ON_WINDOWS if dense else ON_BASE) in found) == filtered
+    assert ((ON_WINDOWS if dense else ON_BASE) in found) == (dense if filtered is None else filtered)
     assert (found.count("aten.relu.default") == 0) or dense
 
 
@@ -133,10 +137,11 @@ def test_without_native_kernels_convolutions_are_direct(seed: int, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("kernel", "sizes", "expected"),
-    [((3, 3), (14, 14), (4, 3)), ((3, 3), (5, 5), (3, 3)), ((3, 3), (4, 4), (2, 3)), ((3, 3), (3, 3), None),
-     ((1, 7), (9, 14), (1, 1)), ((2, 2), (9, 9), None)],
+    ("kernel", "sizes", "stride", "expected"),
+    [((3, 3), (14, 14), 1, (4, 3, 1)), ((3, 3), (5, 5), 1, (3, 3, 1)), ((3, 3), (4, 4), 1, (2, 3, 1)),
+     ((3, 3), (3, 3), 1, None), ((1, 7), (9, 14), 1, (1, 1, 1)), ((2, 2), (9, 9), 1, None),
+     ((3, 3), (17, 17), 2, (4, 3, 2)), ((3, 3), (19, 19), 2, (3, 3, 2)), ((3, 3), (3, 3), 2, None)],
 )  # fmt: skip
-def test_the_tile_is_the_one_that_saves_most(kernel, sizes, expected) -> None:
-    tile = filtering.tile_for(torch.zeros(256, 256, *kernel), sizes, (0, 0), (1, 1), (1, 1), 1)
+def test_the_tile_is_the_one_that_saves_most(kernel, sizes, stride, expected) -> None:
+    tile = filtering.tile_for(torch.zeros(256, 256, *kernel), sizes, (0, 0), (stride, stride), (1, 1), 1)
     assert (None if tile is None else winograd.TILES[tile][0]) == expected

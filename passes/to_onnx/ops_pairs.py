@@ -150,6 +150,35 @@ def _xlogy(c: Call, a: Term, b: Term) -> Term:
     return least.where(0.0, a * least.where(1.0, b, a.dtype).do("Log"), a.dtype)
 
 
+@_pair("logaddexp2")
+def _logaddexp2(c: Call, a: Term, b: Term) -> Term:
+    return _logaddexp(c, a * math.log(2), b * math.log(2)) * (1 / math.log(2))
+
+
+@_pair("ldexp")
+def _ldexp(c: Call, a: Term, b: Term) -> Term:
+    return a * (b * math.log(2)).do("Exp")
+
+
+@lowers(*_ops(("special_xlog1py",), ("default", "other_scalar", "self_scalar")))
+def xlog1py(c: Call) -> str:
+    """``a log(1 + b)``; 0 where a is 0."""
+    a, b = (term(c, value) for value in c.args.values())
+    return _xlogy(c, a, b + 1.0).name
+
+
+@_pair("sigmoid_backward", "tanh_backward")
+def _gate_gradient(c: Call, a: Term, b: Term) -> Term:
+    return a * b * (1.0 - b) if "sigmoid" in c.op else a * (1.0 - b * b)
+
+
+@lowers("aten.threshold_backward.default")
+def threshold_backward(c: Call) -> str:
+    """The gradient where the input is above the threshold."""
+    grad, x = (term(c, value) for value in list(c.args.values())[:2])
+    return x.test("Greater", float(c["threshold"])).where(grad, 0.0, grad.dtype).name
+
+
 @_pair("heaviside")
 def _heaviside(c: Call, a: Term, b: Term) -> Term:
     return a.test("Equal", 0.0).where(b, a.test("Greater", 0.0).where(1.0, 0.0, a.dtype), a.dtype)

@@ -177,7 +177,26 @@ def _frac(c: Call, x: Term) -> Term:
     return x - _trunc(c, x)
 
 
-@_formula("positive")
+@_formula("deg2rad", "rad2deg")
+def _degrees(c: Call, x: Term) -> Term:
+    return x * (math.pi / 180 if "deg2rad" in c.op else 180 / math.pi)
+
+
+@_formula("angle")
+def _angle(c: Call, x: Term) -> Term:
+    turned = x.test("Less", 0.0).where(math.pi, 0.0, x.dtype)
+    return x.test("IsNaN").where(x, turned, x.dtype)
+
+
+@_formula("special_entr")
+def _entropy(c: Call, x: Term) -> Term:
+    """``-x log x``; 0 at 0, and minus infinity below."""
+    above = x.test("Greater", 0.0)
+    inside = -(x * above.where(x, 1.0, x.dtype).do("Log"))
+    return above.where(inside, x.test("Equal", 0.0).where(0.0, -math.inf, x.dtype), x.dtype)
+
+
+@_formula("positive", "conj_physical")
 def _positive(c: Call, x: Term) -> Term:
     return x
 
@@ -203,7 +222,7 @@ def _nan_to_num(c: Call, x: Term) -> Term:
     return high.test("Equal", -math.inf).where(float(c.get("neginf", info.min)), high, x.dtype)
 
 
-@_formula("round.decimals")
+@_formula("aten.round.decimals")
 def _round_decimals(c: Call, x: Term) -> Term:
     factor = 10.0 ** int(c["decimals"])
     return (x * factor).do("Round") / factor
@@ -221,6 +240,21 @@ def cast(c: Call) -> str:
 def is_special(c: Call) -> str:
     """True for NaN, or for infinite values."""
     return c.do("IsNaN" if "nan" in c.op else "IsInf", c.x.name)
+
+
+@lowers("aten.isposinf.default", "aten.isneginf.default")
+def is_infinite(c: Call) -> str:
+    """True for one of the two infinite values."""
+    kind = "pos" in c.op
+    return c.do("IsInf", c.x.name, detect_positive=kind, detect_negative=not kind)
+
+
+@lowers("aten.signbit.default")
+def signbit(c: Call) -> str:
+    """True for negative values, -0.0 among them: its reciprocal is negative."""
+    x = term(c, c.x, c.x.dtype)
+    shown = x.test("Equal", 0.0).where(x.do("Reciprocal"), x, x.dtype) if c.x.dtype.is_floating_point else x
+    return shown.test("Less", 0.0).name
 
 
 @lowers("aten.isfinite.default")

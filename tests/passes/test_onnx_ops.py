@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import kcompile.passes.propagate
+import kcompile.passes.to_onnx.walk  # noqa: F401  (they import the tables' rows)
 from kcompile.core.errors import OnnxExportError
+from kcompile.passes.rules.registry import RULES
+from kcompile.passes.to_onnx.call import LOWERINGS
 from tests.support.equivalence import incremental
 from tests.support.exported import anywhere, assert_alike, exported
 from tests.support.network_table import NETWORKS
 from tests.support.networks import ready
 from tests.support.op_table import OPS, Case
+from tests.support.op_table_case import call
 
 WITHOUT = {
     "conv with weights of the image": "as many groups as there are queries",
@@ -54,6 +59,34 @@ def test_every_other_exported_op_agrees(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_exported_network_agrees(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
+
+
+MORE = [
+    call("degrees", lambda x: torch.deg2rad(x) + torch.rad2deg(x) * 0.01),
+    call("angle", torch.angle),
+    call("entropy", torch.special.entr, positive=True),
+    call("rounded", lambda x: torch.round(x, decimals=2)),
+    call("infinite", lambda x: torch.isposinf(x / (x > 0)) | torch.isneginf(x / (x < -1))),
+    call("sign bit", lambda x: torch.signbit(x * (x > 0)) ^ torch.signbit(x)),
+    call("log of sums", lambda x: torch.logaddexp2(x, -x) + torch.special.xlog1py(x.abs(), x.abs())),
+    call("ldexp", lambda x: torch.ldexp(x, torch.tensor([1, -2, 0, 3, 1, 1, 0, 2, 1, 1, 0]))),
+    call("gradients", lambda x: torch.ops.aten.sigmoid_backward(x, x) + torch.ops.aten.tanh_backward(x, x)),
+    call("gradient of a threshold", lambda x: torch.ops.aten.threshold_backward(x, x, 0.3)),
+]
+
+
+@pytest.mark.parametrize("case", MORE, ids=lambda case: case.name)
+def test_lowerings_beside_the_table(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path)
+
+
+def test_what_has_a_rule_has_a_lowering() -> None:
+    """All but special functions, integers' divisors and gradients, which ONNX has no ops for."""
+    missing = {op.split(".")[1] for op in RULES.keys() - LOWERINGS.keys()}
+    assert {name for name in missing if not name.startswith("special_")} == {
+        "digamma", "erfinv", "gcd", "gelu_backward", "i0", "igamma", "igammac", "lcm", "lgamma", "logit_backward",
+        "mvlgamma", "native_dropout_backward", "nextafter", "polygamma", "silu_backward",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WITHOUT)

@@ -26,8 +26,14 @@ def for_tile(module: fx.GraphModule, known: Packed, op: fx.Node, weight: Tensor,
 
 
 def known_tile(known: Packed, weight: Tensor, tile: int) -> int:
-    """A tile that these weights are packed for already, or the new one."""
-    return next((other for other in range(len(winograd.TILES)) if (*_identity(weight), other) in known), tile)
+    """A tile for the same kernel and strides that these weights are packed for already, or the new one."""
+    wanted = _kernel(tile)
+    fitting = (other for other in range(len(winograd.TILES)) if _kernel(other) == wanted)
+    return next((other for other in fitting if (*_identity(weight), other) in known), tile)
+
+
+def _kernel(tile: int) -> list[tuple[int, int]]:
+    return [(axis.taps, axis.stride) for axis in winograd.TILES[tile]]
 
 
 def surplus_bytes(known: Packed, weight: Tensor, tile: int) -> int:

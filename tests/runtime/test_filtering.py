@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import kcompile
 from kcompile.cuda_ops import native_build, winograd
 from kcompile.runtime import filtering
+from kcompile.runtime.full import Deferred
 from tests.runtime.test_lowering import assert_same, check_queries, compiled, targets
 from tests.support.networks import Call, conv
 
@@ -117,6 +118,31 @@ def test_sums(join: Callable[..., Tensor], fused: bool, dense: bool, seed: int) 
 def test_a_window_that_others_read_is_made_once(seed: int) -> None:
     _, found = checked(nn.Sequential(conv(3, 16), nn.ReLU(), Wide16(), nn.ReLU()))
     assert {ON_WINDOWS, ON_BASE} & set(found)
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1), (1, 2, 1), (2, 2, 1)], ids=str)
+@pytest.mark.parametrize("policy", ["incremental", "full"])
+def test_a_weight_shared_by_strides_is_packed_for_each(order: tuple[int, ...], policy: Any, seed: int) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.weight = conv(3, 128), nn.Parameter(torch.randn(128, 128, 3, 3) / 34)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.interpolate(self.stem(x), scale_factor=2.0)
+            for stride in order:
+                x = F.relu(F.conv2d(x, self.weight, stride=stride, padding=1))
+            return x.mean((2, 3))
+
+    model, inc = compiled(Shared())
+    inc.policy = policy
+    check_queries(model, inc)
+    if policy == "full":
+        full = inc.executor().full
+        assert isinstance(full, Deferred)
+        assert full._module is not None
+        tiles = {node.args[6] for node in full._module.graph.nodes if str(node.target) == ON_WINDOWS}
+        assert {winograd.TILES[tile][0].stride for tile in tiles} == {1, 2}
 
 
 class Wide16(nn.Module):

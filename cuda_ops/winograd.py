@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -176,8 +177,11 @@ def _run(
         None if other is None else _rows(other),
     )
     job.bases, job.base_height, job.base_width, job.channels = base.shape
-    if channels != job.channels or panels != -(-filters // PANEL) or filters < LEAST_CHANNELS:
-        raise ValueError(f"weights {list(weights.shape)} don't fit {job.channels} channels and {filters} filters")
+    fits = points == prod(axis.points for axis in TILES[tile]) and panels == -(-filters // PANEL)
+    if channels != job.channels or not fits or filters < LEAST_CHANNELS:
+        raise ValueError(
+            f"weights {list(weights.shape)} don't fit {job.channels} channels, {filters} filters and tile {tile}"
+        )
     if other is not None and list(other.shape) != [job.count, height, width, filters]:
         raise ValueError(f"can't add {list(other.shape)} to [{job.count}, {height}, {width}, {filters}]")
     job.weights, job.out = weights.data_ptr(), out.data_ptr()

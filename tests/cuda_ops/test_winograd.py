@@ -137,6 +137,8 @@ def test_what_does_not_fit_is_refused():
     window, packed = channels_last(2, 17, 9, 9), winograd.pack(weights_of(0, 16, 16), 0)
     with pytest.raises(ValueError, match="17 channels"):
         ops.winograd(window, packed, None, None, [0, 0], 16, 0, -INF, INF)
+    with pytest.raises(ValueError, match="tile 2"):
+        ops.winograd(window[:, :16], packed, None, None, [0, 0], 16, 2, -INF, INF)
     with pytest.raises(ValueError, match="can't add"):
         ops.winograd(window[:, :16], packed, None, torch.zeros(2, 16, 9, 9), [0, 0], 16, 0, -INF, INF)
 

@@ -48,10 +48,12 @@ class _Convolution(ctypes.Structure):
 
 def pack(weight: Tensor, tile: int) -> Tensor:
     """Transformed weights [points, panels, C, PANEL] of a convolution's [K, C, r, s]; filters padded with zeros."""
-    sides = (torch.tensor([[float(x) for x in row] for row in toom_cook.matrices(axis)[1]]) for axis in TILES[tile])
-    rows, columns = (side.double() for side in sides)
+    exact = weight.detach().double()
+    rows, columns = (
+        exact.new_tensor([[float(x) for x in row] for row in toom_cook.matrices(axis)[1]]) for axis in TILES[tile]
+    )
     filters, channels = weight.shape[:2]
-    points = torch.einsum("ip,kcpq,jq->ijck", rows, weight.detach().double(), columns).flatten(0, 1)
+    points = torch.einsum("ip,kcpq,jq->ijck", rows, exact, columns).flatten(0, 1)
     panels = -(-filters // PANEL)
     padded = functional.pad(points, (0, panels * PANEL - filters)).float()
     return padded.view(-1, channels, panels, PANEL).transpose(1, 2).contiguous()
@@ -138,9 +140,20 @@ def gather_winograd(
     padding: list[int], filters: int, tile: int, low: float, high: float,
 ) -> Tensor:  # fmt: skip
     """`winograd` of what `gather_superimpose` gives, without making it; arguments are those of both."""
-    if not _takes(base, weights, bias, other):
+    if not _takes(base, weights, bias, other, patch):
         window = gather_superimpose(base, patch, origins, offsets, extent)
         return reference(window, weights, bias, other, padding, filters, tile, low, high)
+    count, channels = origins.shape[0], base.shape[-1]
+    whole = {origins.dtype, offsets.dtype} == {torch.int64} and len(extent) == 2
+    if (
+        not whole
+        or list(patch.shape[:2]) != [count, channels]
+        or [*origins.shape, *offsets.shape] != [count, 3, count, 2]
+    ):
+        raise ValueError(
+            f"patches {list(patch.shape)}, origins {list(origins.shape)} and offsets {list(offsets.shape)} don't fit "
+            f"{count} windows of a base {list(base.shape)}; origins and offsets are int64"
+        )
     base, over, origins, offsets = base.contiguous(), _rows(patch), origins.contiguous(), offsets.contiguous()
     job = _Convolution(
         base=base.data_ptr(), patch=over.data_ptr(), origins=origins.data_ptr(), offsets=offsets.data_ptr(),
@@ -150,9 +163,9 @@ def gather_winograd(
     return _run(job, base, weights, bias, other, padding, filters, tile, low, high)
 
 
-def _takes(source: Tensor, weights: Tensor, bias: Tensor | None, other: Tensor | None) -> bool:
+def _takes(source: Tensor, weights: Tensor, *others: Tensor | None) -> bool:
     """True for what the native kernel can compute."""
-    tensors = [tensor for tensor in (source, weights, bias, other) if tensor is not None]
+    tensors = [tensor for tensor in (source, weights, *others) if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
     return plain and weights.shape[2] >= LEAST_CHANNELS and supported()
 
@@ -178,9 +191,11 @@ def _run(
     )
     job.bases, job.base_height, job.base_width, job.channels = base.shape
     fits = points == prod(axis.points for axis in TILES[tile]) and panels == -(-filters // PANEL)
+    fits = fits and (bias is None or list(bias.shape) == [filters])
     if channels != job.channels or not fits or filters < LEAST_CHANNELS:
         raise ValueError(
-            f"weights {list(weights.shape)} don't fit {job.channels} channels, {filters} filters and tile {tile}"
+            f"weights {list(weights.shape)} and their bias don't fit {job.channels} channels, {filters} filters and "
+            f"tile {tile}"
         )
     if other is not None and list(other.shape) != [job.count, height, width, filters]:
         raise ValueError(f"can't add {list(other.shape)} to [{job.count}, {height}, {width}, {filters}]")
@@ -192,7 +207,7 @@ def _run(
     library = native_build.library()
     assert library is not None
     size = _function(library, "kcompile_winograd_scratch")(tile, ctypes.byref(job))
-    scratch = torch.empty(size * job.workers)
+    scratch = base.new_empty(size * job.workers)  # not of the default type or device
     job.scratch = scratch.data_ptr()
     failed = _function(library, "kcompile_winograd")(tile, ctypes.byref(job), native_build.parallel_for())
     if failed:

@@ -112,6 +112,20 @@ def test_any_number_of_threads_gives_the_same():
     assert all(torch.equal(results[0], result) for result in results)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@tiles
+def test_the_default_type_does_not_matter(tile, dtype):
+    window, weight = channels_last(3, 32, 14, 14), weights_of(tile, 48, 32)
+    want = ops.winograd(window, winograd.pack(weight, tile), None, None, [0, 0], 48, tile, -INF, INF)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        got = ops.winograd(window, winograd.pack(weight, tile), None, None, [0, 0], 48, tile, -INF, INF)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(got, want)
+
+
 @native
 def test_nan_comes_through():
     window = channels_last(2, 16, 9, 9)
@@ -139,6 +153,13 @@ def test_what_does_not_fit_is_refused():
         ops.winograd(window, packed, None, None, [0, 0], 16, 0, -INF, INF)
     with pytest.raises(ValueError, match="tile 2"):
         ops.winograd(window[:, :16], packed, None, None, [0, 0], 16, 2, -INF, INF)
+    with pytest.raises(ValueError, match="bias"):
+        ops.winograd(window[:, :16], packed, torch.zeros(15), None, [0, 0], 16, 0, -INF, INF)
+    base, origins, offsets = torch.randn(1, 9, 9, 16), torch.zeros(2, 3).long(), torch.zeros(2, 2).long()
+    rest = ([9, 9], packed, None, None, [0, 0], 16, 0, -INF, INF)
+    for patch, first in ((window, origins), (window[:1, :16], origins), (window[:, :16], origins.int())):
+        with pytest.raises(ValueError, match="origins"):
+            ops.gather_winograd(base, patch, first, offsets, *rest)
     with pytest.raises(ValueError, match="can't add"):
         ops.winograd(window[:, :16], packed, None, torch.zeros(2, 16, 9, 9), [0, 0], 16, 0, -INF, INF)
 

@@ -17,7 +17,7 @@ from kcompile.core.errors import InputError
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Heatmap:
     """Scores of all patch positions of one image.
 
@@ -57,6 +57,18 @@ class Heatmap:
     def complete(self) -> bool:
         """False if scores are NaN: those that an interrupted experiment lacks (or a model's own)."""
         return not bool(np.isnan(self.all_scores).any())
+
+    def __repr__(self) -> str:
+        """One line: the arrays are long."""
+        known = self.scores[~np.isnan(self.scores)]
+        span = f"{known.min():.4g} … {known.max():.4g}" if known.size else "none yet"
+        sizes = "x".join(map(str, self.scores.shape))
+        parts = "" if self.complete else f", {known.size} of {self.scores.size} positions"
+        return (
+            f"Heatmap({sizes}{parts}, target {self.target}, {self.score} {span}, base {self.base_score:.4g}, "
+            f"patch {'x'.join(map(str, self.patch_shape))}, image {'x'.join(map(str, self.image_shape))}, "
+            f"{self.seconds:.1f} s)"
+        )
 
     def retarget(self, target: int) -> Heatmap:
         """The map of another class, without a rerun."""

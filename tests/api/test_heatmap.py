@@ -137,3 +137,14 @@ def test_other_files_are_refused(seed: int, tmp_path: Path) -> None:
 def test_a_picture_of_another_kind_is_refused(seed: int) -> None:
     with pytest.raises(kcompile.InputError, match=r"\(5, 20, 27\) can't be drawn"):
         heatmap(np.random.default_rng(seed)).plot(np.zeros((5, *SIZE)))
+
+
+@pytest.mark.parametrize("missing", [0, 2, 10_000])
+def test_printing_takes_one_line(missing: int, seed: int) -> None:
+    heat = heatmap(np.random.default_rng(seed), missing=missing)
+    text = repr(heat)
+    assert "\n" not in text
+    assert len(text) < 200
+    assert f"target {heat.target}, probability" in text
+    assert ("none yet" in text) == bool(np.isnan(heat.scores).all())
+    assert ("positions" in text) == (missing > 0)

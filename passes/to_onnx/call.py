@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.to_onnx.geometry import Place
-from kcompile.passes.to_onnx.graph import Array, Graph
+from kcompile.passes.to_onnx.graph import Graph
+from kcompile.passes.to_onnx.weights import Array
 
 DTYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16,

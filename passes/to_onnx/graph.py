@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
+from torch import Tensor
 
-from kcompile.passes.to_onnx.weights import Weights
+from kcompile.passes.to_onnx.weights import Array, Weights, digest
 
 DOMAIN = "kcompile"
-
-Array = npt.NDArray[Any]
 
 
 class Graph:
@@ -62,11 +60,18 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = None, name: str = "constant") -> str:
         """A constant; equal ones are one initialiser."""
-        array = np.asarray(value, dtype=dtype)
-        key = ("constant", str(array.dtype), array.shape, array.tobytes())
+        array = np.asarray(value, dtype=dtype, order="C")
+        return self._initialized(array, digest(array), name)
+
+    def weight(self, value: Tensor, name: str) -> str:
+        """A tensor as a constant."""
+        return self._initialized(*self.weights.read(value), name)
+
+    def _initialized(self, array: Array, known: bytes, name: str) -> str:
+        key = ("constant", str(array.dtype), array.shape, known)
         if key not in self._known:
             self._known[key] = (self.unique(name),)
-            self.initializers.append(self.weights.initializer(self._known[key][0], array))
+            self.initializers.append(self.weights.initializer(self._known[key][0], array, known))
         return self._known[key][0]
 
     def ints(self, *values: int) -> str:

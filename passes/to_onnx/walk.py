@@ -20,7 +20,7 @@ import kcompile.passes.to_onnx.ops_shape
 import kcompile.passes.to_onnx.ops_windows  # noqa: F401  (they register their lowerings)
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.infra import user_line
-from kcompile.passes.to_onnx.call import LOWERINGS, Call, Value, array_of
+from kcompile.passes.to_onnx.call import LOWERINGS, Call, Value, dtype_of
 from kcompile.passes.to_onnx.geometry import Geometry
 from kcompile.passes.to_onnx.graph import Graph
 from kcompile.passes.to_onnx.sizes import Described, Sizes
@@ -118,7 +118,8 @@ class Walk:
         return self._constant(arg, value) if isinstance(value, Tensor) and not tables else value
 
     def _constant(self, node: fx.Node, value: Tensor) -> Value:
-        name = self.graph.constant(array_of(value), name=str(node.target))
+        dtype_of(value.dtype)
+        name = self.graph.weight(value, str(node.target))
         return Value(name, value.dtype, tuple(value.shape))
 
     def _number(self, arg: Any) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from kcompile.core.onnx_files import WEIGHTS
+
+Array: TypeAlias = npt.NDArray[Any]
 
 INLINE_BYTES = 1024  # smaller values stay in the models
 _PAGE = 4096  # large values begin at a page, so that runtimes can map the file into memory
@@ -27,12 +31,20 @@ class Weights:
         """Begin an empty file; ``inside`` keeps all values in the models instead."""
         self._inside = inside
         self._places: dict[bytes, int] = {}
-        self._parts: list[bytes] = []
+        self._parts: list[tuple[int, Array]] = []  # cells left free before each value
         self._size = 0
+        self._tensors: dict[tuple[Any, ...], tuple[Tensor, Array, bytes]] = {}
 
-    def initializer(self, name: str, value: npt.NDArray[np.generic]) -> TensorProto:
-        """An initialiser of this value, by reference if it is large."""
-        value = np.asarray(value, order="C")
+    def read(self, value: Tensor) -> tuple[Array, bytes]:
+        """A tensor's values and their digest; of each tensor once, however many models hold it."""
+        key = (value.data_ptr(), value.dtype, value.device, tuple(value.shape), value.stride())
+        if key not in self._tensors:
+            array: Array = value.detach().cpu().contiguous().numpy()
+            self._tensors[key] = value, array, digest(array)  # the tensor is held: its place stays its own
+        return self._tensors[key][1:]
+
+    def initializer(self, name: str, value: Array, known: bytes) -> TensorProto:
+        """An initialiser of this value (contiguous, of the given digest), by reference if it is large."""
         if self._inside or value.nbytes <= INLINE_BYTES:
             return numpy_helper.from_array(value, name)
         tensor = TensorProto(
@@ -41,23 +53,28 @@ class Weights:
             dims=value.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        entries = {"location": WEIGHTS, "offset": str(self._place(value)), "length": str(value.nbytes)}
+        entries = {"location": WEIGHTS, "offset": str(self._place(value, known)), "length": str(value.nbytes)}
         for key, entry in entries.items():
             tensor.external_data.append(onnx.StringStringEntryProto(key=key, value=entry))
         return tensor
 
-    def _place(self, value: npt.NDArray[np.generic]) -> int:
+    def _place(self, value: Array, known: bytes) -> int:
         """Where the bytes of a value begin in the file."""
-        data = value.tobytes()
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._places:
-            gap = -self._size % (_PAGE if len(data) >= _PAGE else 64)
-            self._parts += [bytes(gap), data]
-            self._places[digest] = self._size + gap
-            self._size += gap + len(data)
-        return self._places[digest]
+        if known not in self._places:
+            gap = -self._size % (_PAGE if value.nbytes >= _PAGE else 64)
+            self._parts.append((gap, value))
+            self._places[known] = self._size + gap
+            self._size += gap + value.nbytes
+        return self._places[known]
 
     def write(self, path: Path) -> None:
         """Write the file, also where it is empty."""
         with path.open("wb") as file:
-            file.writelines(self._parts)
+            for gap, value in self._parts:
+                file.write(bytes(gap))
+                file.write(value.reshape(-1).view(np.uint8).data)
+
+
+def digest(value: Array) -> bytes:
+    """A number of the bytes of a contiguous array."""
+    return hashlib.sha256(value.reshape(-1).view(np.uint8).data).digest()

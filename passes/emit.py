@@ -60,6 +60,7 @@ def emit_materialize(module: fx.GraphModule, bases: tuple[BaseTensor, ...]) -> f
     for old, new in env.items():
         if new.op == "call_function":
             Windows.describe(new, old, "materialize")
+            new.meta = {**old.meta, **new.meta}  # `kcompile.analyze` reads this graph's shapes
     nodes = {old.name: new for old, new in env.items()}
     graph.output((outputs, tuple(nodes[base.source] for base in bases)))
     return fx.GraphModule(module, graph, "Materialize")

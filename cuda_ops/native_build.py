@@ -37,7 +37,7 @@ def cache_directory() -> Path:
     """Where compiled kernels are kept: ``KCOMPILE_CACHE``, or the system's place for a user's caches."""
     given = os.environ.get("KCOMPILE_CACHE")
     if given:
-        return Path(given)
+        return Path(given).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "kcompile"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kcompile"
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they can't be had; compiled once and remembered."""
     try:
         return load()
-    except (NativeError, OSError, RuntimeError) as error:  # also: no home directory, a full disk
+    except (NativeError, OSError, RuntimeError, ValueError) as error:  # no home directory, a full disk, a bad CXX
         _log.info("native kernels are off: %s", error)
         _failures.append(str(error))
         return None
@@ -91,10 +91,9 @@ def load(compiler: str | None = None, flags: tuple[str, ...] = _FLAGS) -> ctypes
     files = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.*")) if path.suffix in (".h", ".cpp")}
     files["toom_cook.h"] = header().encode()
     key = hashlib.sha256(repr((command, flags, _processor(), sorted(files.items()))).encode()).hexdigest()[:20]
-    target = cache_directory() / "native" / f"{key}.so"
-    if not target.exists():
-        _compile([*command, *flags], files, target)
-    return ctypes.CDLL(str(target))
+    folder = cache_directory() / "native"
+    found = next((path for path in folder.glob(f"{key}-*.so") if _is_whole(path)), None)
+    return ctypes.CDLL(str(found or _compile([*command, *flags], files, folder, key)))
 
 
 def _compiler(given: str | None) -> list[str]:
@@ -118,18 +117,29 @@ def _processor() -> str:
     return repr((platform.machine(), platform.processor(), sorted({x for x in lines if x.startswith(kinds)})))
 
 
-def _compile(command: list[str], files: dict[str, bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+def _compile(command: list[str], files: dict[str, bytes], folder: Path, key: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        built = Path(folder) / "kernels.so"
+            (Path(temporary) / name).write_bytes(content)
+        built = Path(temporary) / "kernels.so"
         sources = [name for name in files if name.endswith(".cpp")]
         arguments = [*command, "-shared", "-fPIC", "-o", str(built), *sources]
         try:
-            done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+            done = subprocess.run(arguments, cwd=temporary, capture_output=True, timeout=_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NativeError(f"{command[0]} can't be run: {error}") from error
         if done.returncode:
-            raise NativeError(f"{command[0]} failed: {done.stderr.strip()[:2000]}")
+            raise NativeError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[:2000]}")
+        target = folder / f"{key}-{_digest(built)}.so"
         os.replace(built, target)  # at once: other processes may look for it
+    return target
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+
+
+def _is_whole(path: Path) -> bool:
+    """False for a file that was cut off: loading it would end the process."""
+    return path.stem.endswith(f"-{_digest(path)}")

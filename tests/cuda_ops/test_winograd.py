@@ -226,6 +226,29 @@ class TestBuild:
         assert not winograd.supported()
         assert "no C++ compiler" in native_build.status()
 
+    @pytest.mark.parametrize("command", ["c++ -DX='a", "", "/"])
+    def test_a_compiler_that_makes_no_sense_is_no_error(self, command, monkeypatch):
+        monkeypatch.setenv("CXX", command)
+        assert winograd.supported() == (command == "")  # as if it were not set
+
+    @native
+    def test_a_relative_cache(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KCOMPILE_CACHE", "relative")
+        assert winograd.supported()
+        assert list((tmp_path / "relative" / "native").glob("*.so"))
+
+    @native
+    @pytest.mark.parametrize("left", [0.0, 0.5, 0.9])
+    def test_a_file_that_was_cut_off_is_compiled_again(self, left, tmp_path):
+        native_build.load()
+        (path,) = (tmp_path / "native").glob("*.so")
+        content = path.read_bytes()
+        path.unlink()  # it is loaded, so that writing into it would end this process
+        path.write_bytes(content[: int(left * len(content))])
+        native_build.load()
+        assert path.read_bytes() == content
+
     def test_a_failing_compiler_shows_what_it_said(self):
         with pytest.raises(native_build.NativeError, match="no-such-option"):
             native_build.load("c++", ("--no-such-option",))

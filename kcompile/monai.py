@@ -198,7 +198,8 @@ class _Box:
     @staticmethod
     def of(b_box: Sequence[int] | None, sizes: tuple[int, ...], mask: tuple[int, ...]) -> _Box:
         """The box (min, max, …) of an image; the whole image for None."""
-        box = tuple(b_box) if b_box is not None else (-1, -1) * len(sizes)
+        given: Any = (-1, -1) * len(sizes) if b_box is None else b_box
+        box = tuple(given) if hasattr(given, "__iter__") else ()
         if len(box) != 2 * len(sizes) or not all(isinstance(edge, Integral) for edge in box):
             raise InputError(f"b_box is {b_box}; allowed are {2 * len(sizes)} integers, (min, max) per axis")
         first = tuple(max(int(edge), 0) for edge in box[::2])

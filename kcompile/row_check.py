@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from kcompile.core.errors import InputError, ModelModeError
 from kcompile.passes.capture import Example
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def check_rows(model: nn.Module, example: Example) -> None:
@@ -111,7 +113,35 @@ def _check_runs(model: nn.Module, example: Example) -> None:
         _call(model, example, example.images)
     except Exception as error:
         shape = tuple(example.images.shape[1:])
-        raise InputError(f"the model does not run on images of shape {shape}: {error}") from error
+        reason = _wrong_channels(model, example) or error
+        raise InputError(f"the model does not run on images of shape {shape}: {reason}") from error
+
+
+def _wrong_channels(model: nn.Module, example: Example) -> str | None:
+    """Which layer of a model that does not run was given another number of channels than it takes; None if none."""
+    found: list[str] = []
+    names: dict[nn.Module, str] = {part: name for name, part in model.named_modules() if isinstance(part, _LAYERS)}
+
+    def compare(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args or not isinstance(args[0], Tensor):
+            return
+        wanted = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        what = "features" if axis == -1 else "channels"
+        if args[0].dim() > 1 and args[0].shape[axis] != wanted:
+            allowed = (wanted, *example.images.shape[2:])
+            first = args[0].shape == example.images.shape
+            hint = f"; allowed are images of shape {allowed}" if first else ""
+            found.append(f"its layer {names[layer]!r} takes {wanted} {what}, and got {args[0].shape[axis]}{hint}")
+
+    hooks = [layer.register_forward_pre_hook(compare) for layer in names]
+    try:
+        with suppress(Exception):  # the caller knows it
+            _call(model, example, example.images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[-1] if found else None
 
 
 def _call(model: nn.Module, example: Example, images: Tensor) -> Any:

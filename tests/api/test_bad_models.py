@@ -41,7 +41,13 @@ from tests.support.networks import Call, conv, ready
         (SHAPE, 2.5, "patch_shape is 2.5"),
         (SHAPE, (4, 4, 4), "allowed are (B, C, D, H, W) and (C, D, H, W)"),
         (SHAPE, (31, 4), "patch_shape is (31, 4); allowed are 1 … (30, 37) pixels"),
-        ((4, 30, 37), 4, "the model does not run on images of shape (4, 30, 37)"),
+        (
+            (4, 30, 37),
+            4,
+            "the model does not run on images of shape (4, 30, 37): its layer '0.0.0' takes 3 channels, and got 4; "
+            "allowed are images of shape (3, 30, 37)",
+        ),
+        ((1, 30, 37), 4, "takes 3 channels, and got 1; allowed are images of shape (3, 30, 37)"),
     ],
 )
 def test_shapes(shape: Any, patch: Any, message: str) -> None:

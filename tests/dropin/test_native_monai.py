@@ -194,6 +194,12 @@ def test_bad_settings(options: dict[str, Any], words: tuple[str, ...]) -> None:
         ({}, noise((1, *SHAPE)), [12, 2, 0, 3], ("b_box is [12, 2, 0, 3]", "empty")),
         ({}, noise((1, *SHAPE)), [30, 33, 0, 3], ("outside",)),
         ({}, noise((1, *SHAPE)), [1, 2, 3], ("b_box is [1, 2, 3]", "4 integers")),
+        ({}, noise((1, *SHAPE)), [2, 9], ("b_box is [2, 9]", "4 integers, (min, max) per axis")),
+        ({}, noise((1, *SHAPE)), [], ("b_box is []", "4 integers")),
+        ({}, noise((1, *SHAPE)), 5, ("b_box is 5", "4 integers")),
+        ({}, noise((1, *SHAPE)), "all", ("b_box is all", "4 integers")),
+        ({}, noise((1, *SHAPE)), [0.5, 9, 0, 9], ("b_box is [0.5, 9, 0, 9]", "4 integers")),
+        ({}, noise((1, *SHAPE)), [5, 5, 0, 3], ("b_box is [5, 5, 0, 3]", "empty")),
     ],
 )
 def test_bad_calls(

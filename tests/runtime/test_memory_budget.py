@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,3 +248,45 @@ def test_nothing_is_run_to_work_it_out(seed: int) -> None:
     with warnings.catch_warnings():
         taken = peak_bytes(lambda: query_needs(executor, Kinds((like,), needs.dtypes), PATCH))
     assert taken < 20_000  # indices of the windows
+
+
+RESIDENT = """
+import sys, torch, kcompile
+from benchmarks.cpu.memory import peak
+from benchmarks.maps import positions_of
+from benchmarks.networks import network
+budget = int(sys.argv[1])
+torch.set_num_threads(2)
+model, size = network("resnet18")
+inc = kcompile.incrementalize(model, (1, 3, size, size), 16, memory_budget=budget)
+inc.policy = "incremental"
+image, positions = torch.randn(3, size, size), positions_of(size, 16, 8)
+def work():
+    inc.materialize(image)
+    for _ in inc.stream_patches(0.0, positions):
+        pass
+work()
+inc.drop_base()
+print(peak(work)["above"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("megabytes", [64, 128, 256])
+def test_resident_memory_of_resnet18(megabytes: int) -> None:
+    """A second map in a process of its own, whose oneDNN kernels are compiled.
+
+    By default glibc keeps freed blocks of up to 32 MB, in pieces: two to four times of what is held is resident then.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", RESIDENT, str(megabytes << 20)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    above = int(run.stdout.splitlines()[-1])
+    print(f"{above:,} bytes")
+    assert (8 << 20) < above <= (megabytes << 20)

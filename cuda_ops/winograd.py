@@ -237,7 +237,7 @@ def scratch_bytes(weights: Tensor) -> int:
     """The most that a call of either op takes beside windows and results, given what `pack` made."""
     points, panels, channels, _ = weights.shape
     width = channels + panels * PANEL + 4 * PANEL  # rows are skewed by up to two vectors each
-    tiles = points * _most_tiles(points, channels, (panels - 1) * PANEL + 1) * width
+    tiles = points * _most_tiles(points, channels, panels * PANEL) * width
     return 4 * torch.get_num_threads() * (tiles + channels + 2 * PANEL)
 
 

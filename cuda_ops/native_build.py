@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,9 @@ def load(compiler: str | None = None, flags: tuple[str, ...] = _FLAGS) -> ctypes
     files["toom_cook.h"] = header().encode()
     key = hashlib.sha256(repr((command, flags, _processor(), sorted(files.items()))).encode()).hexdigest()[:20]
     folder = cache_directory() / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (folder.parent, folder):
+        _check_owner(path)
     found = next((path for path in folder.glob(f"{key}-*.so") if _is_whole(path)), None)
     return ctypes.CDLL(str(found or _compile([*command, *flags], files, folder, key)))
 
@@ -118,7 +122,6 @@ def _processor() -> str:
 
 
 def _compile(command: list[str], files: dict[str, bytes], folder: Path, key: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for name, content in files.items():
             (Path(temporary) / name).write_bytes(content)
@@ -132,6 +135,7 @@ def _compile(command: list[str], files: dict[str, bytes], folder: Path, key: str
         if done.returncode:
             raise NativeError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[:2000]}")
         target = folder / f"{key}-{_digest(built)}.so"
+        built.chmod(0o700)
         os.replace(built, target)  # at once: other processes may look for it
     return target
 
@@ -140,6 +144,14 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
 
 
+def _check_owner(path: Path) -> None:
+    """Refuse what others could have written: it would run in this process."""
+    found = path.stat()
+    if hasattr(os, "getuid") and (found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH):
+        raise NativeError(f"{path} belongs to another user, or others may write to it")
+
+
 def _is_whole(path: Path) -> bool:
     """False for a file that was cut off: loading it would end the process."""
+    _check_owner(path)
     return path.stem.endswith(f"-{_digest(path)}")

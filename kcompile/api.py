@@ -137,5 +137,9 @@ def patch_size(patch_shape: int | Sequence[int], image: tuple[int, ...]) -> tupl
     """Patch size per axis, in pixels; InputError if it does not fit the (C, H, W) image."""
     patch = per_axis(patch_shape, len(image) - 1, "patch_shape")
     if any(p > s for p, s in zip(patch, image[1:], strict=True)):
-        raise InputError(f"patch_shape is {patch}; allowed are 1 … {image[1:]} pixels per axis of a {image[1:]} image")
+        last = image[-1] in (1, 3, 4) and image[0] not in (1, 3, 4)
+        hint = "; if the channels stand last, put them first: image.movedim(-1, -3)" if last else ""
+        raise InputError(
+            f"patch_shape is {patch}; allowed are 1 … {image[1:]} pixels per axis of a {image[1:]} image{hint}"
+        )
     return patch

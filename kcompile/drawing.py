@@ -58,7 +58,9 @@ def draw(heat: Heatmap, image: Any, title: str | None, outline: Any = None) -> F
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         axes.set_axis_off()
         if image is not None:
-            axes.imshow(picture(image), extent=(0, width, height, 0), interpolation="nearest")
+            axes.imshow(
+                _fitting(picture(image), heat.image_shape), extent=(0, width, height, 0), interpolation="nearest"
+            )
         if outline is not None:
             _outline(axes, np.asarray(outline, dtype=float))
     if image is not None:
@@ -68,6 +70,17 @@ def draw(heat: Heatmap, image: Any, title: str | None, outline: Any = None) -> F
     title = title or f"class {heat.target}: {heat.score} {heat.base_score:.3g}"
     figure.suptitle(f"{title}{note}", fontsize=11)
     return figure
+
+
+def _fitting(image: np.ndarray[Any, Any], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The picture, unless it can't be that of the map: smaller, or of other proportions."""
+    (rows, columns), (height, width) = image.shape[:2], size
+    if min(rows / height, columns / width) < 1 or abs(rows * width / height - columns) > 1 + rows / height:
+        raise InputError(
+            f"the picture is {rows}×{columns}, the map of a {height}×{width} image; allowed are that size and larger "
+            "ones of the same proportions"
+        )
+    return image
 
 
 def _attribution(figure: Figure, axes: Axes, heat: Heatmap, over_image: bool) -> None:

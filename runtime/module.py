@@ -37,7 +37,7 @@ from kcompile.runtime.moves import once, retarget
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
 from kcompile.runtime.packing import Packed
-from kcompile.runtime.queries import is_finite
+from kcompile.runtime.queries import is_finite, magnitude, widest
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.scheduler import centre, geometry, patch_regions
 from kcompile.runtime.tracking import infer, modes
@@ -86,7 +86,7 @@ class IncrementalModule(nn.Module):
         self.base_output: Any = None
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
-        self._finite = True
+        self._ordinary, self._widest = True, 0.0
         self._executors: dict[Any, Executor] = {}
         self._materializer: Materializer | None = None
         self.switches_autocast, self._autocast = False, None
@@ -163,7 +163,9 @@ class IncrementalModule(nn.Module):
         images = _channels_last(given.rows[0])
         self._store, flat, finite = self._materialized(images, given.rows[1:], memory)
         known = [*given.rows, *given.whole.values(), *flat]
-        self._finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
+        finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
+        self._widest = widest(images)
+        self._ordinary = finite and magnitude(images) <= self._widest
         self._autocast = autocast
         # What is given away may be written to; rows that equal their base get copies of this.
         self._flat_base = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
@@ -316,8 +318,8 @@ class IncrementalModule(nn.Module):
     def _stream(self, queries: Queries) -> Iterator[Group]:
         store = self._store
         assert store is not None
-        finite = self._finite and queries.finite  # fused activations would turn NaN into 0
-        executor = self.executor() if finite and self._autocast is None else self._as_emitted(self._autocast)
+        ordinary = self._ordinary and queries.largest <= self._widest  # what lowered graphs are right for
+        executor = self.executor() if ordinary and self._autocast is None else self._as_emitted(self._autocast)
         if len(queries.boxes) == 1:
             (box,) = queries.boxes
 

@@ -16,7 +16,7 @@ from kcompile.core.interval import IntArray, Interval
 from kcompile.core.plan import Plan
 from kcompile.core.region import Region
 from kcompile.runtime.patches import Source, channel_mask, mask_sources, patch_sources, pixels
-from kcompile.runtime.queries import is_finite
+from kcompile.runtime.queries import magnitude
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Queries:
     Attributes:
         boxes: One or two; the later lies over the earlier.
         base_index: [N], which base image each query is a copy of.
-        finite: True if no patch holds NaN or infinite values.
+        largest: The patches' largest absolute value; infinite if one is NaN.
     """
 
     boxes: tuple[Box, ...]
     base_index: IntArray
-    finite: bool
+    largest: float
 
     def __len__(self) -> int:
         """Number of queries."""
@@ -108,7 +108,7 @@ def read_queries(
     sources = patch_sources(patches, plan, count, like, boxes, fill)
     shown = None if channels is None else channel_mask(channels, plan, like)
     one = np.zeros(1, dtype=np.int64)  # a number may become infinite in the model's type
-    finite = is_finite(patches) and all(is_finite(source.rows(one)) for source in sources if source.constant)
+    largest = max([magnitude(patches), *(magnitude(source.rows(one)) for source in sources if source.constant)])
     made = []
     for place, source, alpha in zip(places, sources, alphas, strict=True):
         if alpha is not None and alpha.sizes != source.sizes:
@@ -117,4 +117,4 @@ def read_queries(
             )
         check_positions(place, plan, source.sizes)
         made.append(Box(place, source, alpha, shown))
-    return Queries(tuple(made), check_base_index(base_index, count, bases), finite)
+    return Queries(tuple(made), check_base_index(base_index, count, bases), largest)

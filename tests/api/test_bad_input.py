@@ -279,3 +279,9 @@ def test_occlusion_of_a_map() -> None:
         kcompile.occlusion(module, noise(SHAPE))
     heat = kcompile.occlusion(module, noise(SHAPE), score=lambda y: y.amax((2, 3)))
     assert heat.all_scores.shape[-1] == 4
+
+
+def test_channels_last_pixels_for_a_plain_model_name_the_cure() -> None:
+    model = torch.nn.Conv2d(3, 4, 3).eval()
+    with pytest.raises(kcompile.InputError, match=r"put them first: image.movedim\(-1, -3\)"):
+        kcompile.occlusion(model, torch.rand(64, 64, 3), 16)

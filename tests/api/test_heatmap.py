@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 import kcompile
+from kcompile import InputError
 
 SIZE, PATCH = (20, 27), (6, 5)
 
@@ -148,3 +149,16 @@ def test_printing_takes_one_line(missing: int, seed: int) -> None:
     assert f"target {heat.target}, probability" in text
     assert ("none yet" in text) == bool(np.isnan(heat.scores).all())
     assert ("positions" in text) == (missing > 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [((1, 1), True), ((2, 2), True), ((2.5, 2.5), True), ((1, 2), False), ((0.5, 0.5), False)]
+)
+def test_the_picture_must_be_of_the_map(size: tuple[float, float], fits: bool, seed: int) -> None:
+    heat = heatmap(np.random.default_rng(seed))
+    picture = np.zeros([round(side * factor) for side, factor in zip(SIZE, size, strict=True)])
+    if fits:
+        heat.plot(picture)
+    else:
+        with pytest.raises(InputError, match="of the same proportions"):
+            heat.plot(picture)

@@ -249,6 +249,18 @@ class TestBuild:
         native_build.load()
         assert path.read_bytes() == content
 
+    @native
+    def test_a_cache_that_others_may_write_to_is_refused(self, tmp_path):
+        native_build.load()
+        (path,) = (tmp_path / "native").glob("*.so")
+        for exposed in (path, path.parent, tmp_path):
+            mode = exposed.stat().st_mode
+            exposed.chmod(mode | 0o002)
+            with pytest.raises(native_build.NativeError, match="others may write"):
+                native_build.load()
+            exposed.chmod(mode)
+        native_build.load()
+
     def test_a_failing_compiler_shows_what_it_said(self):
         with pytest.raises(native_build.NativeError, match="no-such-option"):
             native_build.load("c++", ("--no-such-option",))

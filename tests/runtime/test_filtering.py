@@ -171,3 +171,26 @@ def test_without_native_kernels_convolutions_are_direct(seed: int, monkeypatch: 
 def test_the_tile_is_the_one_that_saves_most(kernel, sizes, stride, expected) -> None:
     tile = filtering.tile_for(torch.zeros(256, 256, *kernel), sizes, (0, 0), (stride, stride), (1, 1), 1)
     assert (None if tile is None else winograd.TILES[tile][0]) == expected
+
+
+@pytest.mark.parametrize("policy", ["incremental", "full"])
+@pytest.mark.parametrize("where", ["image", "patch"])
+def test_values_out_of_all_proportion_are_convolved_directly(where: str, policy: Any, seed: int) -> None:
+    """One of 1e12 or 1e30 would spoil the last digits of its neighbours, which tanh then brings to light."""
+    model = nn.Sequential(conv(3, 16), conv(16, 32), Call(torch.tanh), conv(32, 32), Call(torch.tanh)).eval()
+    image, patch = torch.randn(3, 24, 24), torch.randn(3, 4, 4)
+    (image if where == "image" else patch)[:, 2, 2] = 1e12 if where == "image" else 1e30
+    inc = kcompile.incrementalize(model, (3, 24, 24), 4)
+    inc.policy = policy
+    inc.materialize(image)
+    positions = [[0, 0], [3, 9], [12, 15], [20, 20]]
+    got = inc.forward_patches(patch, positions)
+    for row, (top, left) in zip(got, positions, strict=True):
+        full = image.clone()
+        full[:, top : top + 4, left : left + 4] = patch
+        with torch.no_grad():
+            want = model(full[None])[0]
+        assert float((row - want).abs().max()) <= 1e-4 * float(want.abs().max())
+    inc.materialize(torch.randn(3, 24, 24))
+    inc.forward_patches(torch.randn(3, 4, 4), positions)
+    assert "lowered" in inc._executors

@@ -50,7 +50,7 @@ def test_naive_sides_infer_patched_images(name: str, count: int, model: nn.Modul
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("openvino-f32", "onnxscript")]
+    ("name", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("onnxruntime", "onnxscript")]
 )
 def test_what_is_not_installed_is_named(
     name: str, package: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
 ``y = A^T [(G g) * (B^T d)]`` for taps g and inputs d (Lavin and Gray, "Fast algorithms for convolutional neural
 networks", 2016, section 4); in two dimensions each axis has its own matrices. A polynomial product is interpolated at
 chosen points and at infinity; transposing it gives the correlation. The points decide the rounding: those below were
-the best of all pairs of sixteenths (eighths for eight points) on random data, 2-5 times better than 0, +-1, +-2.
+the best of all pairs of sixteenths (eighths for eight points) on random data, better than 0, +-1, +-2.
 A stride of 2 splits taps and inputs into even and odd ones, each a correlation of its own; their results are added.
 """
 

@@ -59,7 +59,7 @@ _executors: WeakKeyDictionary[IncrementalModule, dict[tuple[bool, bool], Any]] =
 def _switch(inc: IncrementalModule, fuse: bool, graphs: bool) -> None:
     """Let a module run with its executors for these settings; they keep their graphs from round to round."""
     lowering_cuda.FUSE, cuda_graphs.ENABLED = fuse, graphs
-    inc._executors = _executors.setdefault(inc, {}).setdefault((fuse, graphs), {})
+    inc.runners.executors = _executors.setdefault(inc, {}).setdefault((fuse, graphs), {})
 
 
 VARIANTS = (

@@ -15,6 +15,7 @@ from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.runtime.autocast import without_autocast
 from kcompile.runtime.budget import check_budget
+from kcompile.runtime.folding import Folding
 from kcompile.runtime.inputs import Inputs
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.outputs import Outputs
@@ -97,7 +98,7 @@ def _compile(
     graphs = (done.materialize, done.front, done.tail)
     inputs = Inputs.of(example.leaves, example.spec, example.image, example.batched)
     outputs = Outputs(done.outputs, done.out_spec, done.activations)
-    inc = IncrementalModule(model, done.plan, graphs, inputs, outputs, example.images)
+    inc = IncrementalModule(model, done.plan, graphs, inputs, outputs, example.images, Folding(done.scales))
     inc.watch(done.unread)
     inc.switches_autocast = done.switches_autocast
     follows = given is not None and given.images.dtype == like_model(given, model).images.dtype

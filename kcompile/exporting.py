@@ -133,7 +133,7 @@ def _source(inc: IncrementalModule) -> Any:
         images = inc._like.new_zeros((1, *inc.plan.input_shape))
         rows = tuple(torch.zeros((1, *shape), dtype=dtype, device=images.device) for shape, dtype in others)
         with torch.no_grad():
-            store = inc._materialized(images, rows)[0]
+            store = inc._materialized(images, rows, autocast=None)[0]
         constants = {base.name: store.tensors[base.name][0] for base in inc.plan.bases if not base.batched}
     graphs = (inc.materializer, inc.front, inc.tail)
     return Source(inc.plan, *graphs, others, inc.outputs.results, inc._like.dtype, constants)

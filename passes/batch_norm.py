@@ -73,7 +73,9 @@ def _fold_into_conv(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift:
     new_weight = (weight.detach().double() * scale.view(shape)).to(weight.dtype)
     new_bias = (shift if old_bias is None else shift + old_bias.detach().double() * scale).to(weight.dtype)
     name = str(conv.args[1].target)  # type: ignore[union-attr]
-    conv.update_arg(1, add_constant(module, conv, f"{name}_folded", new_weight))
+    folded = add_constant(module, conv, f"{name}_folded", new_weight)
+    folded.meta["folded"] = scale.to(weight.dtype)  # autocast takes it out again: see `runtime.folding`
+    conv.update_arg(1, folded)
     new_bias_node = add_constant(module, conv, f"{name}_folded_bias", new_bias)
     conv.args = (*conv.args[:2], new_bias_node, *conv.args[3:])
     _replace_result(module, node, conv)

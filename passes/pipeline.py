@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -33,7 +34,8 @@ class Compiled:
     ``outputs`` says for each flat output which result of ``tail`` it is, or what constant, or None for what the base
     images give; ``out_spec`` is the pytree
     structure of the model's output. ``activations`` names each output's final softmax or sigmoid. ``unread`` are the
-    model's buffers that its outputs don't depend on, as counters. ``switches_autocast`` is as in `Captured`.
+    model's buffers that its outputs don't depend on, as counters. ``switches_autocast`` is as in `Captured`. ``scales``
+    are the factors of batch norms that were folded into float32 weights, by the weights' names.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Compiled:
     activations: tuple[str | None, ...]
     unread: frozenset[str] = frozenset()
     switches_autocast: bool = False
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
 
 def compile_model(
@@ -88,7 +91,10 @@ def compile_captured(
     verify_plan(plan)
     tail = run_passes(emitted.tail, []).module
     materialize = emit_materialize(module, plan.bases)
-    return Compiled(plan, materialize, front, tail, tuple(emitted.outputs), captured.out_spec, _activations(module))
+    outputs, activations = tuple(emitted.outputs), _activations(module)
+    return Compiled(
+        plan, materialize, front, tail, outputs, captured.out_spec, activations, scales=_folded_scales(module)
+    )
 
 
 def _unread(model: nn.Module, module: fx.GraphModule) -> frozenset[str]:
@@ -97,6 +103,13 @@ def _unread(model: nn.Module, module: fx.GraphModule) -> frozenset[str]:
     read = [constant(module, node) for node in module.graph.nodes if node.op == "get_attr"]
     places = {(value.data_ptr(), value.shape) for value in read if value is not None}
     return frozenset(name for name, value in model.named_buffers() if (value.data_ptr(), value.shape) not in places)
+
+
+def _folded_scales(module: fx.GraphModule) -> dict[str, Tensor]:
+    """The factors that `FoldBatchNorm` left with float32 weights; autocast rounds no others."""
+    weights = [node for node in module.graph.find_nodes(op="get_attr") if "folded" in node.meta]
+    found = {str(node.target): node.meta["folded"] for node in weights}
+    return {name: scale for name, scale in found.items() if scale.dtype == torch.float32}
 
 
 def _activations(module: fx.GraphModule) -> tuple[str | None, ...]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from kcompile.core.errors import InputError
 from kcompile.core.plan import GIVEN
+from kcompile.runtime.autocast import autocast_dtype
+from kcompile.runtime.folding import Folding
 from kcompile.runtime.full import full_graph
 from kcompile.runtime.inputs import Inputs, TensorInput, alike, check_fixed, flatten
 from kcompile.runtime.moves import retarget
@@ -26,9 +29,13 @@ class FrozenModel(nn.Module):
 
     _like: Tensor
 
-    def __init__(self, materializer: fx.GraphModule, inputs: Inputs, outputs: Outputs, like: Tensor) -> None:
+    def __init__(
+        self, materializer: fx.GraphModule, inputs: Inputs, outputs: Outputs, like: Tensor, folding: Folding
+    ) -> None:
         """Take a materialize graph without its base tensors; weights are shared. ``like`` tells type and device."""
         super().__init__()
+        self.folding = folding
+        self._undone: dict[torch.dtype, fx.GraphModule] = {}
         self.inputs, self.outputs = inputs, outputs
         whole = [i for i, leaf in enumerate(inputs.leaves) if isinstance(leaf, TensorInput) and not leaf.rows]
         rows = [i for i, leaf in enumerate(inputs.leaves) if isinstance(leaf, TensorInput) and leaf.rows]
@@ -47,13 +54,26 @@ class FrozenModel(nn.Module):
         for leaf, value in zip(self.inputs.leaves, flat, strict=True):
             if not isinstance(leaf, TensorInput):
                 check_fixed(leaf, value)
-        results = self.graph_module(*(flat[index] for index in self.order))
+        results = self._graph()(*(flat[index] for index in self.order))
         return pytree.tree_unflatten(list(results), self.outputs.spec)
+
+    def _graph(self) -> fx.GraphModule:
+        """The graph to run, by autocast."""
+        if (autocast := autocast_dtype(self._like.device)) is None:
+            return self.graph_module
+        if autocast not in self._undone:
+            self._undone[autocast] = self.folding.undone(self.graph_module, autocast)
+        return self._undone[autocast]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are made without what can be made again."""
+        return {**self.__dict__, "_undone": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModel:
         before = self._like
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         retarget(self.graph_module, before, self._like)
+        self._undone = {}
         return self
 
 

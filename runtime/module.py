@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,24 +21,21 @@ from kcompile.core.errors import (
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
-from kcompile.runtime import cuda_graphs, lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, SURPLUS, Budget, Kinds, check_budget
+from kcompile.runtime.budget import check_budget
 from kcompile.runtime.executor import Executor, Group, Policy
 from kcompile.runtime.fingerprint import Fingerprint
-from kcompile.runtime.full import Deferred, full_graph
+from kcompile.runtime.folding import Folding
 from kcompile.runtime.inputs import Given, Inputs
-from kcompile.runtime.lowering import available, lower
-from kcompile.runtime.materializing import Materializer
 from kcompile.runtime.memory import Memory
 from kcompile.runtime.moves import once, retarget
 from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
-from kcompile.runtime.packing import Packed
 from kcompile.runtime.queries import is_finite, magnitude, widest
 from kcompile.runtime.query import Queries, read_queries
-from kcompile.runtime.scheduler import centre, geometry, patch_regions
+from kcompile.runtime.runners import Runners
+from kcompile.runtime.scheduler import centre, patch_regions
 from kcompile.runtime.tracking import infer, modes
 from kcompile.runtime.two_boxes import BASES, TwoBoxes
 
@@ -62,7 +58,6 @@ class IncrementalModule(nn.Module):
 
     policy: Policy = "auto"
     _memory_budget: int | None = None
-    _surplus: bool = True  # packed weights may be larger than the weights
     _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
     _autocast: torch.dtype | None
     _like: Tensor
@@ -75,20 +70,21 @@ class IncrementalModule(nn.Module):
         inputs: Inputs,
         outputs: Outputs,
         like: Tensor,
+        folding: Folding | None = None,
     ) -> None:
         """Hold the results of compilation; ``modules`` are materialize, front and tail."""
         super().__init__()
         self.model = model
         self.materializer, self.front, self.tail = modules
         self.plan, self.inputs, self.outputs = plan, inputs, outputs
+        self.folding = folding or Folding()
         self.register_buffer("_like", like.new_empty(0), persistent=False)
         self.recompile: Callable[[nn.Module], IncrementalModule] | None = None
         self.base_output: Any = None
         self._store: BaseStore | None = None
         self._flat_base: list[Any] = []
         self._ordinary, self._widest = True, 0.0
-        self._executors: dict[Any, Executor] = {}
-        self._materializer: Materializer | None = None
+        self.runners = Runners(self)
         self.switches_autocast, self._autocast = False, None
         self.watch()
         self._modes = modes(self.model)
@@ -157,11 +153,11 @@ class IncrementalModule(nn.Module):
         if given.whole:
             self.drop_base()  # it is of the tensors that the graphs hold now
         if self.inputs.fill([self.materializer, self.front, self.tail], given):
-            self._executors = {}  # they may have packed them
-        if (memory := self._checked_memory(len(given.rows[0]), autocast)) is not None:
+            self.runners.executors = {}  # they may have packed them
+        if (memory := self.runners.checked_memory(len(given.rows[0]), autocast)) is not None:
             self.drop_base()  # two of them needn't fit
         images = _channels_last(given.rows[0])
-        self._store, flat, finite = self._materialized(images, given.rows[1:], memory)
+        self._store, flat, finite = self._materialized(images, given.rows[1:], autocast, memory)
         known = [*given.rows, *given.whole.values(), *flat]
         finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
         self._widest = widest(images)
@@ -181,10 +177,15 @@ class IncrementalModule(nn.Module):
         return now
 
     def _materialized(
-        self, images: Tensor, others: tuple[Tensor, ...], memory: Memory | None = None, held: int = 0
+        self,
+        images: Tensor,
+        others: tuple[Tensor, ...],
+        autocast: torch.dtype | None,
+        memory: Memory | None = None,
+        held: int = 0,
     ) -> tuple[BaseStore, list[Any], bool]:
         """The store of images, the flat outputs for them, and whether all that is stored is finite."""
-        runner = self._runner()
+        runner = self.runners.materializer(autocast)
         if memory is None:
             tensors, flat, finite = runner.run(images, others)
         else:
@@ -192,11 +193,6 @@ class IncrementalModule(nn.Module):
             tensors, flat, finite = runner.run(images, others, at_once, memory.rows())
             held += 2 * sum(leaf.numel() * leaf.element_size() for leaf in flat if isinstance(leaf, Tensor))
         return BaseStore(tensors, images, others, held), flat, finite
-
-    def _runner(self) -> Materializer:
-        if self._materializer is None:
-            self._materializer = Materializer(self.plan, self.materializer)
-        return self._materializer
 
     @property
     def memory_budget(self) -> int | None:
@@ -206,41 +202,20 @@ class IncrementalModule(nn.Module):
     @memory_budget.setter
     def memory_budget(self, value: int | None) -> None:
         before, self._memory_budget = self._memory_budget, check_budget(value)
-        self._executors, self._surplus = {}, True
+        self.runners = Runners(self)
         try:
-            self._checked_memory(1, autocast_dtype(self._like.device))
+            self.runners.checked_memory(1, autocast_dtype(self._like.device))
         except MemoryBudgetError:
-            self._memory_budget, self._executors = before, {}
+            self._memory_budget, self.runners = before, Runners(self)
             raise
-
-    def _checked_memory(self, images: int, autocast: torch.dtype | None) -> Memory | None:
-        """As `_memory`; MemoryBudgetError if so many base images and a query don't fit."""
-        memory = self._memory(autocast)
-        if memory is not None and memory.surplus and not memory.fits(images):
-            self._executors, self._surplus = {}, False
-            memory = self._memory(autocast)
-        if memory is not None:
-            memory.check(images)
-        return memory
 
     def most_bases(self, most: int) -> int:
         """How many base images fit into the memory budget at once, up to ``most``; at least 1."""
-        if self._memory_budget is None or (memory := self._memory(autocast_dtype(self._like.device))) is None:
-            return most
-        return max(memory.bases(most), 1)
+        return self.runners.most_bases(most)
 
     def chunk_bytes(self) -> int:
         """Most bytes of patches to make at a time, where they differ by position."""
-        return CHUNK_BYTES if self._memory_budget is None else min(CHUNK_BYTES, self._memory_budget // (4 * RESERVE))
-
-    def _memory(self, autocast: torch.dtype | None) -> Memory | None:
-        """The budget and what runs take under an autocast; None without a budget."""
-        executor = self.executor() if autocast is None else self._as_emitted(autocast)
-        if executor.budget is None:
-            return None
-        query = executor.needs(self.plan.patch_shape)
-        images = self._runner().needs(executor.budget.kinds.rows)
-        return Memory(executor.budget, images, query, self.policy, executor.surplus)
+        return self.runners.chunk_bytes()
 
     @torch.no_grad()
     def forward_patches(
@@ -319,7 +294,8 @@ class IncrementalModule(nn.Module):
         store = self._store
         assert store is not None
         ordinary = self._ordinary and queries.largest <= self._widest  # what lowered graphs are right for
-        executor = self.executor() if ordinary and self._autocast is None else self._as_emitted(self._autocast)
+        usual = ordinary and self._autocast is None
+        executor = self.runners.usual() if usual else self.runners.as_emitted(self._autocast)
         if len(queries.boxes) == 1:
             (box,) = queries.boxes
 
@@ -328,7 +304,7 @@ class IncrementalModule(nn.Module):
 
             yield from executor.stream(store, patches, box.positions, queries.base_index, self.policy)
         elif len(queries):
-            memory = None if self._memory_budget is None else self._memory(self._autocast)
+            memory = None if self._memory_budget is None else self.runners.memory(self._autocast)
             most = BASES if memory is None else memory.bases(BASES, store.held)
             yield from TwoBoxes(self.plan, executor, store, self._patched_bases, self.policy, most).stream(queries)
 
@@ -336,9 +312,9 @@ class IncrementalModule(nn.Module):
         """The store of patched base images; ``which`` base each is a copy of."""
         assert self._store is not None
         index = torch.from_numpy(which).to(images.device)
-        memory = None if self._memory_budget is None else self._memory(self._autocast)
+        memory = None if self._memory_budget is None else self.runners.memory(self._autocast)
         others = tuple(other[index] for other in self._store.others)
-        return self._materialized(images, others, memory, self._store.held)[0]
+        return self._materialized(images, others, self._autocast, memory, self._store.held)[0]
 
     def restore(self, results: Sequence[Any]) -> Any:
         """Put the tail's flat results into the structure that the model returns."""
@@ -358,44 +334,7 @@ class IncrementalModule(nn.Module):
 
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
-        if "lowered" not in self._executors:
-            if available(self._like.dtype, self._like.device):
-                packed: Packed = {}
-                usual = geometry(self.plan, centre(self.plan), self.plan.patch_shape)
-                spare, rest = self._spare()
-                front = lower(self.front, packed, {name: where.extent for name, where in usual.items()}, spare=spare)
-                tail = lower(self.tail, packed, owned=True, spare=rest)
-                made = self._executor(front, tail, Deferred(lambda: lower(self._full(), packed, spare=rest)))
-            elif lowering_cuda.available(self._like):
-                graphs = lowering_cuda.lower(self.front, self.tail, self.plan, self._like.dtype)
-                made = self._executor(*graphs, self._full())
-                made.graphed = cuda_graphs.graphed(made.front)
-            else:
-                made = self._executor(self.front, self.tail, self._full())
-            self._executors["lowered"] = made
-        return self._executors["lowered"]
-
-    def _spare(self) -> tuple[float, float]:
-        """Bytes by which packing may make the weights larger: those of the front, and what the others add."""
-        if self._memory_budget is None:
-            return inf, inf
-        return (self._memory_budget // SURPLUS if self._surplus else 0), 0
-
-    def _as_emitted(self, autocast: torch.dtype | None) -> Executor:
-        """The runner without oneDNN's ops: where values aren't finite, and for autocast, which doesn't know them."""
-        if autocast not in self._executors:
-            self._executors[autocast] = self._executor(self.front, self.tail, self._full())
-        return self._executors[autocast]
-
-    def _executor(self, front: fx.GraphModule, tail: fx.GraphModule, full: Callable[..., Any]) -> Executor:
-        budget = None
-        if self._memory_budget is not None:
-            rows = self.inputs.rows(self.plan, self._like)
-            budget = Budget(self._memory_budget, Kinds(rows, self._runner().needs(rows).dtypes))
-        return Executor(self.plan, front, tail, full, budget=budget)
-
-    def _full(self) -> fx.GraphModule:
-        return full_graph(self.materializer, self.outputs.results)
+        return self.runners.usual()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the compiled module to a file; `kcompile.load` reads it, without the compiler and the model's code.
@@ -428,6 +367,7 @@ class IncrementalModule(nn.Module):
                 "with kcompile.incrementalize"
             )
         self.__dict__.update(self.recompile(self.model).__dict__)
+        self.runners = Runners(self)
 
     def watch(self, unread: frozenset[str] = frozenset()) -> None:
         """Take the weights as they are for those that were compiled; ``unread`` names buffers that don't matter."""
@@ -442,8 +382,7 @@ class IncrementalModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
         dropped: dict[str, Any] = {
-            "_executors": {},
-            "_materializer": None,
+            "runners": None,
             "_store": None,
             "_earlier": None,
             "base_output": None,
@@ -458,6 +397,7 @@ class IncrementalModule(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for part, of_calls in notes.items():
             restore_notes(getattr(self, part), of_calls)
+        self.runners = Runners(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
         """Moves keep the plan, casts compile again (folded weights would keep the old rounding); bases are dropped."""
@@ -472,7 +412,7 @@ class IncrementalModule(nn.Module):
         for part in GRAPHS:
             retarget(getattr(self, part), before, self._like)
         self.drop_base()
-        self._executors, self._materializer = {}, None
+        self.runners = Runners(self)
         if self._like.dtype != dtype and self.recompile is not None:
             self.refresh()
         elif current:

@@ -24,6 +24,7 @@ from kcompile.core.errors import InputError, SaveError
 from kcompile.core.plan import Plan
 from kcompile.core.version import __version__
 from kcompile.runtime.budget import check_budget
+from kcompile.runtime.folding import Folding
 from kcompile.runtime.frozen import FrozenModel
 from kcompile.runtime.graph_data import graph_data, read_graph
 from kcompile.runtime.inputs import FixedInput, Inputs, Leaf, TensorInput
@@ -49,6 +50,7 @@ def save(inc: IncrementalModule, path: str | os.PathLike[str]) -> None:
         "switches_autocast": inc.switches_autocast,
         "memory_budget": inc.memory_budget,
         "plan": json.loads(inc.plan.to_json()),
+        "folding": {name: writer.data(scale) for name, scale in inc.folding.scales().items()},
         "graphs": {part: graph_data(getattr(inc, part), writer) for part in GRAPHS},
         "inputs": _inputs_data(inc.inputs, writer),
         "outputs": {
@@ -96,8 +98,9 @@ def _module(header: dict[str, Any], reader: Reader) -> IncrementalModule:
     inputs, written = _read_inputs(header["inputs"], reader), header["outputs"]
     entries, activations = tuple(reader.value(written["entries"])), tuple(written["activations"])
     outputs = Outputs(entries, read_structure(written["structure"], reader), activations)
-    model = FrozenModel(materializer, inputs, outputs, like)
-    inc = IncrementalModule(model, plan, (materializer, front, tail), inputs, outputs, like)
+    folding = Folding({name: reader.value(scale) for name, scale in header.get("folding", {}).items()})
+    model = FrozenModel(materializer, inputs, outputs, like, folding)
+    inc = IncrementalModule(model, plan, (materializer, front, tail), inputs, outputs, like, folding)
     inc.policy, inc.switches_autocast = header["policy"], bool(header["switches_autocast"])
     inc._memory_budget = check_budget(header.get("memory_budget"))  # earlier files have none
     return inc

@@ -196,4 +196,4 @@ def test_values_out_of_all_proportion_are_convolved_directly(where: str, policy:
         assert float((row - want).abs().max()) <= 1e-4 * float(want.abs().max())
     inc.materialize(torch.randn(3, 24, 24))
     inc.forward_patches(torch.randn(3, 4, 4), positions)
-    assert "lowered" in inc._executors
+    assert "lowered" in inc.runners.executors

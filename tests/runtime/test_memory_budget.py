@@ -113,7 +113,7 @@ def test_several_base_images_run_in_parts(seed: int) -> None:
     with pytest.raises(kcompile.MemoryBudgetError, match="5 base images and a query of them takes") as told:
         inc.materialize(images)
     inc.memory_budget = int(re.findall(r"takes ([\d,]+)", str(told.value))[0].replace(",", ""))
-    inc._runner().graph_module.register_forward_pre_hook(lambda _, args: parts.append(len(args[1])))
+    inc.runners.materializer(None).graph_module.register_forward_pre_hook(lambda _, args: parts.append(len(args[1])))
     torch.testing.assert_close(inc.materialize(images), want)
     assert sum(parts) == 5
     assert len(parts) > 1
@@ -143,7 +143,7 @@ def test_two_boxes(seed: int) -> None:
 def needed_of_an_image(inc: IncrementalModule) -> int:
     """What a base image and a query of the image's size take, for the box around two boxes can be as large."""
     inc.memory_budget = 1 << 40
-    memory = inc._memory(None)
+    memory = inc.runners.memory(None)
     assert memory is not None
     whole = query_needs(inc.executor(), memory.budget.kinds, SHAPE[1:]).least("incremental")
     return max(memory.needed(1), memory.images.row + whole) * 8 // 7 + 1
@@ -244,7 +244,7 @@ def test_nothing_is_run_to_work_it_out(seed: int) -> None:
     """Neither the model nor memory: metering is of tensors without data."""
     inc = incremental(ready(NETWORKS["vgg"](), SHAPE, torch.float32), SHAPE, PATCH)
     executor, like = inc.executor(), torch.empty(1, *SHAPE)
-    needs = inc._runner().needs((like,))
+    needs = inc.runners.materializer(None).needs((like,))
     with warnings.catch_warnings():
         taken = peak_bytes(lambda: query_needs(executor, Kinds((like,), needs.dtypes), PATCH))
     assert taken < 20_000  # indices of the windows

@@ -51,10 +51,10 @@ def test_halves(inc: IncrementalModule, part: str, error: Exception, monkeypatch
     where = np.random.default_rng().integers(0, 25, (40, 2))
     patches = noise((40, 3, *PATCH))
     wanted = inc.forward_patches(patches, where)
-    made = Executor(inc.plan, inc.front, inc.tail, inc._full())
+    made = Executor(inc.plan, inc.front, inc.tail, inc.runners.full())
     short = Short(getattr(made, part), 3, error, lambda first, *_: len(first))
     setattr(made, part, short)
-    monkeypatch.setattr(inc, "_executors", {"lowered": made})
+    monkeypatch.setattr(inc.runners, "executors", {"lowered": made})
     monkeypatch.setattr(inc, "policy", "full" if part == "full" else "incremental")
     with pytest.warns(RuntimeWarning, match=r"out of memory with \d+ queries at a time: going on with"):
         got = inc.forward_patches(patches, where)
@@ -103,8 +103,8 @@ def test_inputs_that_were_written_are_made_anew(inc: IncrementalModule, monkeypa
     inc.materialize(noise(SHAPE))
     where = np.random.default_rng().integers(0, 25, (40, 2))
     wanted = inc.forward_patches(2.0, where)
-    made = Executor(inc.plan, inc.front, inc.tail, inc._full())
+    made = Executor(inc.plan, inc.front, inc.tail, inc.runners.full())
     made.tail = Late(inc.tail, 3, ERRORS[0], lambda first, *_: len(first))  # type: ignore[assignment]
-    monkeypatch.setattr(inc, "_executors", {"lowered": made})
+    monkeypatch.setattr(inc.runners, "executors", {"lowered": made})
     with pytest.warns(RuntimeWarning, match="out of memory"):
         torch.testing.assert_close(inc.forward_patches(2.0, where), wanted, atol=1e-5, rtol=1e-4)

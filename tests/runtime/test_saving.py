@@ -135,7 +135,7 @@ def test_weights_are_shared_and_frozen(tmp_path: Path, seed: int) -> None:
     compiled().save(tmp_path / "a")
     inc = kcompile.load(tmp_path / "a")
     places = [{t.data_ptr() for t in [*part.parameters(), *part.buffers()] if t.numel()}
-              for part in (inc.materializer, inc.model, nn.ModuleList([inc.front, inc.tail]))]  # fmt: skip
+              for part in (inc.materializer, inc.model.graph_module, nn.ModuleList([inc.front, inc.tail]))]  # fmt: skip
     assert places[0] == places[1] == places[2] != set()
     assert not any(parameter.requires_grad for parameter in inc.parameters())
     images = noise((2, *SHAPE)).requires_grad_()

@@ -13,6 +13,7 @@ from kcompile.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from kcompile.analysis import analyze as analyze
     from kcompile.api import incrementalize as incrementalize
+    from kcompile.approximation import Approximation as Approximation
     from kcompile.core.errors import CaptureError as CaptureError
     from kcompile.core.errors import InputError as InputError
     from kcompile.core.errors import KCompileError as KCompileError
@@ -47,6 +48,7 @@ _HOMES = {
     "load_onnx": "kcompile.onnx_module",
     "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
+    "Approximation": "kcompile.approximation",
     "Blur": "kcompile.fills",
     "Heatmap": "kcompile.heatmap",
     "IncrementalModule": "kcompile.runtime.module",

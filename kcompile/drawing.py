@@ -66,9 +66,7 @@ def draw(heat: Heatmap, image: Any, title: str | None, outline: Any = None) -> F
     if image is not None:
         _scale(shown[0], heat)
     _attribution(figure, shown[-1], heat, over_image=image is not None)
-    note = "" if heat.complete else " (interrupted)"
-    title = title or f"class {heat.target}: {heat.score} {heat.base_score:.3g}"
-    figure.suptitle(f"{title}{note}", fontsize=11)
+    figure.suptitle(heat.caption if title is None else f"{title}{heat.notes}", fontsize=11)
     return figure
 
 

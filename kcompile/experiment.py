@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from kcompile.approximation import Approximation
+from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
-from kcompile.fills import Fill, as_fill, parts
+from kcompile.fills import as_fill
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
-from kcompile.runtime.module import IncrementalModule
-from kcompile.scoring import Score, Targets, as_targets, scores, select, several
+from kcompile.scorers import Exact, Question, Scorer
+from kcompile.scoring import Score, Targets, as_targets, several
 
 
 def occlusion(
@@ -37,6 +39,7 @@ def occlusion(
     progress: bool = False,
     callback: Callback | None = None,
     memory_budget: int | None = None,
+    approximation: Approximation | None = None,
 ) -> Any:
     """Explain predictions: which parts of an image do they rest on?
 
@@ -60,6 +63,7 @@ def occlusion(
         callback: Called with a `kcompile.Progress` after each batch of positions; returning False (or raising
             StopIteration) stops.
         memory_budget: As for `incrementalize`, which compiles a plain model; a compiled module has its own.
+        approximation: What may be approximated, as a `kcompile.Approximation`; default: nothing. The map says so.
 
     Returns:
         A `Heatmap`; for several images a list of them; for several targets, in their place, a list per image.
@@ -74,10 +78,27 @@ def occlusion(
     shape = inc.plan.input_shape
     patch = patch_within(patch_shape, inc.plan.patch_shape)
     positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
-    job = Experiment(inc, positions, patch, as_fill(value, shape, patch), score, output)
+    job = Experiment(Question(inc, patch, as_fill(value, shape, patch), score, output), positions, approximation)
     with Meter(len(images) * job.count, callback, progress) as meter:
         maps = [_of_targets(heat, target) for heat in job.run(images, target, meter)]
     return maps[0] if alone else maps
+
+
+def scorer_of(question: Question, approximation: Approximation | None) -> Scorer:
+    """What gives the scores; settings that approximate nothing select the exact path.
+
+    Raises:
+        InputError: No such approximation.
+    """
+    if approximation is None:
+        return Exact(question)
+    if not isinstance(approximation, Approximation):
+        raise InputError(
+            f"approximation is a {type(approximation).__name__}; allowed are None and a kcompile.Approximation"
+        )
+    if not approximation.exact:
+        raise InputError(f"approximation is {approximation}: this version can't do that yet")
+    return Exact(question)
 
 
 @dataclass(frozen=True)
@@ -85,20 +106,14 @@ class Experiment:
     """What is done with each image.
 
     Attributes:
-        inc: The compiled module.
+        question: What is asked of each position.
         positions: [*grid, axes], the patch's corners.
-        patch: Size per axis, in pixels.
-        fill: What the patch shows.
-        score: As for `occlusion`.
-        output: As for `occlusion`.
+        approximation: What may be approximated.
     """
 
-    inc: IncrementalModule
+    question: Question
     positions: IntArray
-    patch: tuple[int, ...]
-    fill: Fill
-    score: Score
-    output: Any
+    approximation: Approximation | None = None
 
     @property
     def count(self) -> int:
@@ -111,47 +126,39 @@ class Experiment:
         Raises:
             KeyboardInterrupt: Before anything is done.
         """
+        scorer = scorer_of(self.question, self.approximation)
+        flat = self.positions.reshape(-1, self.positions.shape[-1])
         for index, given in enumerate(images):
             start = time.perf_counter()
             try:
-                base = self.base(given)
+                base = scorer.base(given)
+                targets = as_targets(target, base)
+                scorer.aim(targets, flat)
             except KeyboardInterrupt:
                 if index == 0:
                     raise
                 return
-            chosen = as_targets(target, base)[0]
             if index == 0:
-                seconds = len(images) * self.count * self.inc.work_share() * (time.perf_counter() - start)
+                seconds = len(images) * self.count * scorer.work_share() * (time.perf_counter() - start)
                 meter.describe(f"estimate {seconds:.0f} s")
-            values, stop = self._scan(given.rows[0][0], base, index, meter)
-            grid_shape = (*self.positions.shape[:-1], base.size)
-            name = self.score if isinstance(self.score, str) else getattr(self.score, "__name__", "score")
-            seconds = time.perf_counter() - start
-            size = self.inc.plan.input_shape[1:]
-            yield Heatmap(values.reshape(grid_shape), base, chosen, self.positions, self.patch, size, name, seconds)
+            values, stop = self._scan(scorer, base, index, meter)
+            yield self._heatmap(values, base, targets[0], time.perf_counter() - start)
             if stop:
                 return
 
-    def base(self, given: Given) -> FloatArray:
-        """Make an image the base; its scores [K]."""
-        row: FloatArray = self._scores(self.inc.materialize_given(given), 1)[0]
-        return row
+    def _heatmap(self, values: FloatArray, base: FloatArray, target: int, seconds: float) -> Heatmap:
+        question = self.question
+        name = question.score if isinstance(question.score, str) else getattr(question.score, "__name__", "score")
+        told = None if self.approximation is None or self.approximation.exact else self.approximation
+        values = values.reshape(*self.positions.shape[:-1], base.size)
+        size = question.inc.plan.input_shape[1:]
+        return Heatmap(values, base, target, self.positions, question.patch, size, name, seconds, told)
 
-    def stream(self, image: Tensor) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Scores [n, K] of the positions, group by group, with their indices; ``image`` is the base."""
-        flat = self.positions.reshape(-1, self.positions.shape[-1])
-        source = self.fill.source(image, self.patch)
-        for part in parts(source, self.count, image, self.patch, self.inc.chunk_bytes()):
-            patches = source if isinstance(source, Tensor) else source(flat[part])
-            for rows, outputs, _ in self.inc.stream_patches(patches, flat[part]):
-                yield part.start + rows, self._scores(self.inc.restore(outputs), len(rows))
-            del patches  # before the next part's are made
-
-    def _scan(self, image: Tensor, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
+    def _scan(self, scorer: Scorer, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
         """Scores [N, K] of all positions, NaN where not computed, and whether to stop here."""
         values = np.full((self.count, base.size), np.nan, dtype=np.float32)
         try:
-            for rows, found in self.stream(image):
+            for rows, found in scorer.at(self.positions.reshape(-1, self.positions.shape[-1])):
                 values[rows] = found
                 if not meter.advance(len(rows), index):
                     meter.say("stopped by the callback")
@@ -160,11 +167,6 @@ class Experiment:
             meter.say("interrupted")
             return values, True
         return values, False
-
-    def _scores(self, outputs: Any, rows: int) -> FloatArray:
-        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows)
-        array: FloatArray = found.detach().float().cpu().numpy()
-        return array
 
 
 def _of_targets(heat: Heatmap, target: Targets) -> Heatmap | list[Heatmap]:

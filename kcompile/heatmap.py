@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -24,7 +25,8 @@ class Heatmap:
     Images may have another number of axes than two; the map then has as many, and so has all that is per axis below.
 
     Attributes:
-        all_scores: [rows, cols, K], the scores of every class with the patch at that position; NaN where not computed.
+        all_scores: [rows, cols, K], the scores of every class with the patch at that position; NaN where not computed
+            (an approximate map may have some classes only).
         base_scores: [K], the scores of the unpatched image.
         target: The explained class.
         positions: [rows, cols, 2], (row, col) of the patch's top-left corner, in pixels.
@@ -32,6 +34,7 @@ class Heatmap:
         image_shape: (height, width) of the image, in pixels.
         score: What the scores are: "probability", "logit" or the name of the user's function.
         seconds: Wall time of the whole map, materialisation included.
+        approximation: What was approximated; None for an exact map.
     """
 
     all_scores: FloatArray
@@ -42,6 +45,7 @@ class Heatmap:
     image_shape: tuple[int, ...]
     score: str
     seconds: float = 0.0
+    approximation: Approximation | None = None
 
     @property
     def scores(self) -> FloatArray:
@@ -56,24 +60,43 @@ class Heatmap:
     @property
     def complete(self) -> bool:
         """False if scores are NaN: those that an interrupted experiment lacks (or a model's own)."""
-        return not bool(np.isnan(self.all_scores).any())
+        return not bool(np.isnan(self.scores).any())
 
     def __repr__(self) -> str:
         """One line: the arrays are long."""
         known = self.scores[~np.isnan(self.scores)]
         span = f"{known.min():.4g} … {known.max():.4g}" if known.size else "none yet"
         sizes = "x".join(map(str, self.scores.shape))
+        told = "" if self.approximation is None else f", approximate: {self.approximation}"
         parts = "" if self.complete else f", {known.size} of {self.scores.size} positions"
         return (
             f"Heatmap({sizes}{parts}, target {self.target}, {self.score} {span}, base {self.base_score:.4g}, "
             f"patch {'x'.join(map(str, self.patch_shape))}, image {'x'.join(map(str, self.image_shape))}, "
-            f"{self.seconds:.1f} s)"
+            f"{self.seconds:.1f} s{told})"
         )
 
+    @property
+    def notes(self) -> str:
+        """What a picture's title must say beside class and score: what is missing, and what is not exact."""
+        interrupted = "" if self.complete else " (interrupted)"
+        return interrupted + ("" if self.approximation is None else f"\napproximate: {self.approximation}")
+
+    @property
+    def caption(self) -> str:
+        """A picture's title."""
+        return f"class {self.target}: {self.score} {self.base_score:.3g}{self.notes}"
+
     def retarget(self, target: int) -> Heatmap:
-        """The map of another class, without a rerun."""
+        """The map of another class, without a rerun.
+
+        Raises:
+            InputError: No such class, or one that this approximate map has no scores of.
+        """
         if not isinstance(target, Integral) or not 0 <= int(target) < self.all_scores.shape[-1]:
             raise InputError(f"target is {target}; allowed are 0 … {self.all_scores.shape[-1] - 1}")
+        if self.approximation is not None and np.isnan(self.all_scores[..., int(target)]).all():
+            known = [k for k in range(self.all_scores.shape[-1]) if not np.isnan(self.all_scores[..., k]).all()]
+            raise InputError(f"target is {target}; this approximate map has scores of the classes {known}")
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Heatmap(**{**fields, "target": int(target)})
 
@@ -125,6 +148,7 @@ class Heatmap:
             self.plot(image, path=target)
         elif target.suffix == ".npz":
             facts = {name: getattr(self, name) for name in ("target", "patch_shape", "image_shape", "score", "seconds")}
+            facts["approximation"] = None if self.approximation is None else self.approximation.to_dict()
             with target.open("wb") as file:
                 np.savez_compressed(
                     file,
@@ -146,4 +170,6 @@ class Heatmap:
         with np.load(path, allow_pickle=False) as data:
             facts = json.loads(str(data["facts"]))
             facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))
+            told = facts.pop("approximation", None)
+            facts["approximation"] = None if told is None else Approximation.from_dict(told)
             return Heatmap(data["all_scores"], data["base_scores"], positions=data["positions"], **facts)

@@ -11,6 +11,7 @@ import pytest
 import kcompile
 
 NAMES = [
+    "Approximation",
     "Blur",
     "CaptureError",
     "Heatmap",
@@ -71,7 +72,8 @@ def parameters(function: object) -> list[str]:
         (
             "occlusion",
             "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
-            "score='probability', output=None, progress=False, callback=None, memory_budget=None",
+            "score='probability', output=None, progress=False, callback=None, memory_budget=None, "
+            "approximation=None",
         ),
         ("verify", "inc, image, positions=32, *, seed=None"),
         ("IncrementalModule.materialize", "self, args, kwargs"),

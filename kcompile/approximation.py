@@ -1,0 +1,127 @@
+"""Approximation: the settings under which a map is no longer exact, as one frozen, savable value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, get_args
+
+from kcompile.core.errors import InputError
+
+Reference: TypeAlias = Literal["base", "secant", "mean-gradient"]
+Gates: TypeAlias = Literal["exact", "held", "linear"]
+Dtype: TypeAlias = Literal["bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """How a map is approximated; the defaults select the exact path (docs/design.md, section 10).
+
+    Attributes:
+        tau: Projective field threshold, 0 < tau <= 1: no region is wider than this share of its map, per axis.
+        cut: Where the tail of the model is replaced by its gradient: behind the layer of this name (as
+            ``named_modules`` has it); or as far back as a share of the exact work per position allows, 0 (at the input:
+            the gradient times the change of the pixels) … 1 (at the end: exact). None is the end.
+        reference: Where the tail is linearised: at the "base"; by its mean slope between the base and the image that is
+            patched everywhere ("secant"); or by the mean of the gradients at the base and at some patched copies
+            ("mean-gradient").
+        gates: Global gates (squeeze-and-excite and the like) are "exact", "held" at the base's value, or "linear":
+            updated to first order.
+        dtype: Type of the incremental computation; None is the model's own.
+        share: Of the positions that drill-down computes at full quality, 0 < share <= 1; 1 computes all of them.
+        coarse: Stride of drill-down's first stage, in pixels; None derives it.
+        levels: Number of drill-down's stages.
+        samples: Positions that are also computed exactly, for the error estimate.
+
+    Raises:
+        InputError: A value that is not allowed.
+    """
+
+    tau: float = 1.0
+    cut: str | float | None = None
+    reference: Reference = "base"
+    gates: Gates = "exact"
+    dtype: Dtype | None = None
+    share: float = 1.0
+    coarse: int | None = None
+    levels: int = 2
+    samples: int = 16
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _check_share("tau", self.tau)
+        _check_share("share", self.share)
+        if self.cut is not None and not (isinstance(self.cut, str) and self.cut) and not _is_number(self.cut, 0, 1):
+            raise InputError(f"cut is {self.cut!r}; allowed are the name of a layer, a share 0 … 1, and None")
+        _check_name("reference", self.reference, get_args(Reference))
+        _check_name("gates", self.gates, get_args(Gates))
+        _check_name("dtype", self.dtype, (None, *get_args(Dtype)))
+        if self.coarse is not None:
+            _check_count("coarse", self.coarse, 1)
+        _check_count("levels", self.levels, 2)
+        _check_count("samples", self.samples, 0)
+
+    @property
+    def drills(self) -> bool:
+        """True if some positions are interpolated."""
+        return self.share < 1
+
+    @property
+    def linear(self) -> bool:
+        """True if the tail is replaced by its gradient."""
+        return self.cut is not None and self.cut != 1
+
+    @property
+    def exact(self) -> bool:
+        """True if nothing is approximated: such settings run the exact path itself."""
+        return self.tau == 1 and not self.linear and self.gates == "exact" and self.dtype is None and not self.drills
+
+    def __str__(self) -> str:
+        """What is approximated, in a few words: for captions."""
+        told = {
+            "tau": f"tau {self.tau:g}" if self.tau < 1 else "",
+            "cut": self._cut_text() if self.linear else "",
+            "gates": f"gates {self.gates}" if self.gates != "exact" else "",
+            "dtype": self.dtype or "",
+            "share": f"{self.share:.0%} of the positions" if self.drills else "",
+        }
+        return ", ".join(text for text in told.values() if text) or "exact"
+
+    def _cut_text(self) -> str:
+        where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"
+        return f"linear {where}" + ("" if self.reference == "base" else f" ({self.reference})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Approximation:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            InputError: An unknown name, or a value that is not allowed.
+        """
+        known = [field.name for field in fields(Approximation)]
+        if unknown := sorted(set(data) - set(known)):
+            raise InputError(f"an approximation has no {unknown[0]!r}; allowed are {', '.join(known)}")
+        return Approximation(**data)
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not _is_number(value, 0, 1) or value == 0:
+        raise InputError(f"{name} is {value!r}; allowed is 0 < {name} <= 1")
+
+
+def _check_name(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} is {value!r}; allowed are integers of at least {least}")

@@ -1,0 +1,99 @@
+"""Scorers: the scores of patched copies of one image, exact or approximate, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kcompile.core.interval import IntArray
+from kcompile.fills import Fill, parts
+from kcompile.heatmap import FloatArray
+from kcompile.runtime.inputs import Given
+from kcompile.runtime.module import IncrementalModule
+from kcompile.scoring import Score, scores, select
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every position.
+
+    Attributes:
+        inc: The compiled module.
+        patch: Size per axis, in pixels.
+        fill: What the patch shows.
+        score: As for `occlusion`.
+        output: As for `occlusion`.
+    """
+
+    inc: IncrementalModule
+    patch: tuple[int, ...]
+    fill: Fill
+    score: Score
+    output: Any
+
+    def scores(self, outputs: Any, rows: int) -> FloatArray:
+        """Scores [rows, K] of the model's outputs."""
+        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows)
+        array: FloatArray = found.detach().float().cpu().numpy()
+        return array
+
+    def patches(self, image: Tensor, positions: IntArray) -> Iterator[tuple[slice, Tensor]]:
+        """The patches [C, *patch] of all positions or [n, C, *patch] of each, part by part as memory allows."""
+        source = self.fill.source(image, self.patch)
+        for part in parts(source, len(positions), image, self.patch, self.inc.chunk_bytes()):
+            yield part, source if isinstance(source, Tensor) else source(positions[part])
+
+
+class Scorer(Protocol):
+    """Gives the scores of patched copies of one image: first `base`, then `aim`, then `at`, as often as wanted."""
+
+    def base(self, given: Given) -> FloatArray:
+        """Make an image the base; its scores [K]."""
+
+    def aim(self, targets: Sequence[int], positions: IntArray) -> None:
+        """Name the classes that are explained; the scores of others may be left out (NaN).
+
+        Args:
+            targets: The classes.
+            positions: [P, axes], all positions of the map.
+        """
+
+    def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
+
+    def work_share(self) -> float:
+        """Estimated work of one position, as a share of a full inference's."""
+
+
+class Exact:
+    """Incremental inference."""
+
+    def __init__(self, question: Question) -> None:
+        """Take what is asked."""
+        self.question = question
+        self.image: Tensor | None = None
+
+    def base(self, given: Given) -> FloatArray:
+        """Make an image the base; its scores [K]."""
+        self.image = given.rows[0][0]
+        row: FloatArray = self.question.scores(self.question.inc.materialize_given(given), 1)[0]
+        return row
+
+    def aim(self, targets: Sequence[int], positions: IntArray) -> None:
+        """All classes come at once."""
+
+    def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
+        assert self.image is not None, "base comes first"
+        inc = self.question.inc
+        for part, patches in self.question.patches(self.image, positions):
+            for rows, outputs, _ in inc.stream_patches(patches, positions[part]):
+                yield part.start + rows, self.question.scores(inc.restore(outputs), len(rows))
+            del patches  # before the next part's are made
+
+    def work_share(self) -> float:
+        """Estimated work of one position, as a share of a full inference's."""
+        return self.question.inc.work_share()

@@ -7,6 +7,8 @@ for _name in ("gather", "superimpose", "gather_superimpose"):
     LIBRARY.impl(_name, getattr(cpu, _name), "CPU")
 for _name in ("crop", "resample"):
     LIBRARY.impl(_name, getattr(reference, _name), "CPU")
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("contract", reference.contract, _device)
 for _name in ("winograd", "gather_winograd"):
     LIBRARY.impl(_name, getattr(winograd, _name), "CPU")
 for _name in ("gather", "superimpose", "gather_superimpose", "crop"):

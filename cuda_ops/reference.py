@@ -122,3 +122,20 @@ def resample(
     unchanged = not any(part.numel() for part in index)  # then contiguous() could alias the window
     laid = result.clone(memory_format=torch.contiguous_format) if unchanged else result.contiguous()
     return laid.movedim(-1, 1)
+
+
+def contract(patch: Tensor, base: Tensor, slopes: Tensor) -> Tensor:
+    """How far linear functions of a tensor move where patches change it: sums of slope times change.
+
+    Args:
+        patch: Patch tensors [N, C, *extent].
+        base: The base in the same boxes [N, C, *extent].
+        slopes: The functions' gradients there [N, K * C, *extent], those of the first function first.
+
+    Returns:
+        [N, K], in the type of ``slopes``.
+    """
+    change = (patch - base).movedim(1, -1).unsqueeze(-2).to(slopes.dtype)
+    rows = slopes.movedim(1, -1).unflatten(-1, (-1, patch.shape[1]))
+    moved: Tensor = (rows * change).sum(dim=[*range(1, rows.dim() - 2), rows.dim() - 1])
+    return moved

@@ -21,6 +21,8 @@ LIBRARY.define(
     "resample(Tensor window, Tensor start, Tensor at, SymInt[] size, Tensor[] index, Tensor[] factor) -> Tensor"
 )
 
+LIBRARY.define("contract(Tensor patch, Tensor base, Tensor slopes) -> Tensor")
+
 
 def channels_last_empty(like: Tensor, rows: int, channels: int, extent: list[int]) -> Tensor:
     """An uninitialised ``[rows, channels, *extent]`` tensor whose memory is channels-last."""
@@ -53,6 +55,11 @@ def _fake_resample(
     return channels_last_empty(window, window.shape[0], window.shape[1], size)
 
 
+def _fake_contract(patch: Tensor, base: Tensor, slopes: Tensor) -> Tensor:
+    return patch.new_empty((patch.shape[0], slopes.shape[1] // patch.shape[1]))
+
+
+torch.library.register_fake("kcompile::contract", _fake_contract, lib=LIBRARY)
 torch.library.register_fake("kcompile::crop", _fake_crop, lib=LIBRARY)
 torch.library.register_fake("kcompile::resample", _fake_resample, lib=LIBRARY)
 torch.library.register_fake("kcompile::gather", _fake_gather, lib=LIBRARY)

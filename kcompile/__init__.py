@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kcompile.core.errors import SaveError as SaveError
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
+    from kcompile.decay import measure_extents as measure_extents
     from kcompile.experiment import occlusion as occlusion
     from kcompile.exporting import export_onnx as export_onnx
     from kcompile.fills import Blur as Blur
@@ -46,6 +47,7 @@ _HOMES = {
     "incrementalize": "kcompile.api",
     "load": "kcompile.runtime.saving",
     "load_onnx": "kcompile.onnx_module",
+    "measure_extents": "kcompile.decay",
     "occlusion": "kcompile.experiment",
     "verify": "kcompile.verification",
     "Approximation": "kcompile.approximation",

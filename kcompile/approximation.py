@@ -11,6 +11,7 @@ from kcompile.core.errors import InputError
 Reference: TypeAlias = Literal["base", "secant", "mean-gradient"]
 Gates: TypeAlias = Literal["exact", "held", "linear"]
 Dtype: TypeAlias = Literal["bfloat16", "float16"]
+Extents: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,16 @@ class Approximation:
 
     Attributes:
         tau: Projective field threshold, 0 < tau <= 1: no region is wider than this share of its map, per axis.
+        extents: Per layer of the compiled graph the most cells per axis of its regions, as `kcompile.measure_extents`
+            gives them: pairs of name and numbers, or a dict.
         cut: Where the tail of the model is replaced by its gradient: behind the layer of this name (as
             ``named_modules`` has it); or as far back as a share of the exact work per position allows, 0 (at the input:
             the gradient times the change of the pixels) … 1 (at the end: exact). None is the end.
         reference: Where the tail is linearised: at the "base"; by its mean slope between the base and the image that is
             patched everywhere ("secant"); or by the mean of the gradients at the base and at some patched copies
             ("mean-gradient").
+        correct: About how many positions, on a coarse lattice, are computed exactly to correct a linear tail: by a
+            factor, and by their errors, interpolated.
         gates: Global gates (squeeze-and-excite and the like) are "exact", "held" at the base's value, or "linear":
             updated to first order.
         dtype: Type of the incremental computation; None is the model's own.
@@ -38,8 +43,10 @@ class Approximation:
     """
 
     tau: float = 1.0
+    extents: Extents = ()
     cut: str | float | None = None
     reference: Reference = "base"
+    correct: int = 0
     gates: Gates = "exact"
     dtype: Dtype | None = None
     share: float = 1.0
@@ -49,6 +56,7 @@ class Approximation:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        object.__setattr__(self, "extents", _as_extents(self.extents))
         _check_share("tau", self.tau)
         _check_share("share", self.share)
         if self.cut is not None and not (isinstance(self.cut, str) and self.cut) and not _is_number(self.cut, 0, 1):
@@ -60,6 +68,7 @@ class Approximation:
             _check_count("coarse", self.coarse, 1)
         _check_count("levels", self.levels, 2)
         _check_count("samples", self.samples, 0)
+        _check_count("correct", self.correct, 0)
 
     @property
     def drills(self) -> bool:
@@ -74,12 +83,20 @@ class Approximation:
     @property
     def exact(self) -> bool:
         """True if nothing is approximated: such settings run the exact path itself."""
-        return self.tau == 1 and not self.linear and self.gates == "exact" and self.dtype is None and not self.drills
+        return (
+            self.tau == 1
+            and not self.extents
+            and not self.linear
+            and self.gates == "exact"
+            and self.dtype is None
+            and not self.drills
+        )
 
     def __str__(self) -> str:
         """What is approximated, in a few words: for captions."""
         told = {
             "tau": f"tau {self.tau:g}" if self.tau < 1 else "",
+            "extents": f"cropped in {len(self.extents)} layers" if self.extents else "",
             "cut": self._cut_text() if self.linear else "",
             "gates": f"gates {self.gates}" if self.gates != "exact" else "",
             "dtype": self.dtype or "",
@@ -89,7 +106,8 @@ class Approximation:
 
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"
-        return f"linear {where}" + ("" if self.reference == "base" else f" ({self.reference})")
+        how = [self.reference] * (self.reference != "base") + [f"{self.correct} exact"] * (self.correct > 0)
+        return f"linear {where}" + (f" ({', '.join(how)})" if how else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON; `from_dict` reads them back."""
@@ -106,6 +124,20 @@ class Approximation:
         if unknown := sorted(set(data) - set(known)):
             raise InputError(f"an approximation has no {unknown[0]!r}; allowed are {', '.join(known)}")
         return Approximation(**data)
+
+
+def _as_extents(given: Any) -> Extents:
+    """Pairs of a layer's name and its cells per axis, from a dict or from pairs."""
+    try:
+        pairs = tuple((name, tuple(cells)) for name, cells in dict(given).items())
+    except (TypeError, ValueError):
+        pairs = ((given, (0,)),)
+    for name, cells in pairs:
+        if not isinstance(name, str) or not cells or not all(isinstance(n, Integral) and int(n) >= 1 for n in cells):
+            raise InputError(
+                f"extents has {name!r}: {cells}; allowed are names of layers with integers of at least 1, one per axis"
+            )
+    return tuple((name, tuple(int(n) for n in cells)) for name, cells in pairs)
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
+from kcompile.corrected import Corrected
 from kcompile.fills import as_fill
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
+from kcompile.linear_scorer import Linear
 from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
 from kcompile.scorers import Exact, Question, Scorer
 from kcompile.scoring import Score, Targets, as_targets, several
+from kcompile.variants import Changes, Cropping, changed, in_dtype
 
 
 def occlusion(
@@ -96,9 +100,22 @@ def scorer_of(question: Question, approximation: Approximation | None) -> Scorer
         raise InputError(
             f"approximation is a {type(approximation).__name__}; allowed are None and a kcompile.Approximation"
         )
-    if not approximation.exact:
-        raise InputError(f"approximation is {approximation}: this version can't do that yet")
-    return Exact(question)
+    if approximation.exact:
+        return Exact(question)
+    if approximation.drills:
+        raise InputError(f"approximation is {approximation}: this version has no drill-down")
+    if approximation.gates == "linear" and not approximation.linear:
+        raise InputError("gates is 'linear', which needs a cut (0.99, say): what gates change goes into its gradient")
+    if torch.is_autocast_enabled(question.inc._like.device.type):
+        raise InputError(f"approximation is {approximation}: it can't run under autocast")
+    asked = question
+    if approximation.dtype is not None:
+        question = replace(question, inc=in_dtype(question.inc, approximation.dtype))
+    changes = Changes(Cropping(approximation.tau, approximation.extents), approximation.gates != "exact")
+    if approximation.linear:
+        linear = Linear(question, approximation, changes)
+        return Corrected(asked, linear, approximation.correct) if approximation.correct else linear
+    return Exact(replace(question, inc=changed(question.inc, changes)))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,22 @@ class Question:
         array: FloatArray = found.detach().float().cpu().numpy()
         return array
 
+    def linearised(self, outputs: Any, rows: int) -> Tensor:
+        """What a linear tail approximates of the outputs: logits [rows, K], or a user's scores."""
+        score = "logit" if self.score == "probability" else self.score
+        return scores(select(outputs, self.output), score, self.inc.activation_of(self.output), rows)
+
+    def given(self, given: Given) -> Given:
+        """An image's tensors in the type of the module, which may be another one than that of `occlusion`'s."""
+        like = self.inc._like
+        if given.rows[0].dtype == like.dtype:
+            return given
+        rows = tuple(row.to(like.dtype) if row.is_floating_point() else row for row in given.rows)
+        whole = {
+            key: value.to(like.dtype) if value.is_floating_point() else value for key, value in given.whole.items()
+        }
+        return Given(rows, whole)
+
     def patches(self, image: Tensor, positions: IntArray) -> Iterator[tuple[slice, Tensor]]:
         """The patches [C, *patch] of all positions or [n, C, *patch] of each, part by part as memory allows."""
         source = self.fill.source(image, self.patch)
@@ -78,6 +94,7 @@ class Exact:
 
     def base(self, given: Given) -> FloatArray:
         """Make an image the base; its scores [K]."""
+        given = self.question.given(given)
         self.image = given.rows[0][0]
         row: FloatArray = self.question.scores(self.question.inc.materialize_given(given), 1)[0]
         return row
@@ -87,11 +104,16 @@ class Exact:
 
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
+        for rows, outputs in self.outputs(positions):
+            yield rows, self.question.scores(outputs, len(rows))
+
+    def outputs(self, positions: IntArray) -> Iterator[tuple[IntArray, Any]]:
+        """As `at`, the model's outputs."""
         assert self.image is not None, "base comes first"
         inc = self.question.inc
         for part, patches in self.question.patches(self.image, positions):
             for rows, outputs, _ in inc.stream_patches(patches, positions[part]):
-                yield part.start + rows, self.question.scores(inc.restore(outputs), len(rows))
+                yield part.start + rows, inc.restore(outputs)
             del patches  # before the next part's are made
 
     def work_share(self) -> float:

@@ -40,7 +40,7 @@ class Emitted:
 
 def emit(module: fx.GraphModule, analysis: Analysis, placed: dict[fx.Node, Placed], planned: Planned) -> Emitted:
     """Build front and tail from the canonical graph."""
-    emitter = _Emitter(module, analysis, placed, planned)
+    emitter = Emitter(module, analysis, placed, planned)
     emitter.patch(analysis.image)
     where = {Placement.INCREMENTAL: emitter.incremental, Placement.DENSE: emitter.project}
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
@@ -66,7 +66,7 @@ def emit_materialize(module: fx.GraphModule, bases: tuple[BaseTensor, ...]) -> f
     return fx.GraphModule(module, graph, "Materialize")
 
 
-class _Emitter(Windows):
+class Emitter(Windows):
     """Copies nodes into the front and tail graphs; ``front``/``tail`` map old nodes to new ones."""
 
     def __init__(

@@ -18,7 +18,7 @@ from kcompile.passes.emit import emit, emit_materialize
 from kcompile.passes.infra import aten, constant, run_passes
 from kcompile.passes.place import place
 from kcompile.passes.planning import make_plan, prune
-from kcompile.passes.propagate import propagate
+from kcompile.passes.propagate import Analysis, propagate
 from kcompile.passes.verify import verify_plan
 
 _SHAPE_ONLY = (
@@ -81,7 +81,22 @@ def compile_captured(
         on_unsupported: "dense" or "error", for ops without a spatial rule.
     """
     module = run_passes(captured.module, PASSES).module
-    analysis = propagate(module, shape, patch_shape)
+    done = compile_analysed(module, propagate(module, shape, patch_shape), on_unsupported=on_unsupported)
+    return replace(done, out_spec=captured.out_spec, scales=_folded_scales(module))
+
+
+def compile_analysed(module: fx.GraphModule, analysis: Analysis, *, on_unsupported: str = "dense") -> Compiled:
+    """As `compile_captured`, of a canonical graph with its regions, which need not be all that a patch can reach.
+
+    Args:
+        module: The graph.
+        analysis: What `propagate` found.
+        on_unsupported: "dense" or "error", for ops without a spatial rule.
+
+    Returns:
+        The compiled graph, whose outputs form a list.
+    """
+    shape, patch_shape = analysis.image_shape, analysis.patch_shape
     placed = place(analysis, on_unsupported)
     planned = make_plan(analysis, placed, shape, patch_shape)
     verify_plan(planned.plan)
@@ -90,11 +105,9 @@ def compile_captured(
     plan = prune(planned.plan, used_reads(front))
     verify_plan(plan)
     tail = run_passes(emitted.tail, []).module
-    materialize = emit_materialize(module, plan.bases)
-    outputs, activations = tuple(emitted.outputs), _activations(module)
-    return Compiled(
-        plan, materialize, front, tail, outputs, captured.out_spec, activations, scales=_folded_scales(module)
-    )
+    outputs = tuple(emitted.outputs)
+    spec = pytree.tree_structure([0] * len(outputs))
+    return Compiled(plan, emit_materialize(module, plan.bases), front, tail, outputs, spec, _activations(module))
 
 
 def _unread(model: nn.Module, module: fx.GraphModule) -> frozenset[str]:

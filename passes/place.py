@@ -35,13 +35,13 @@ def place(analysis: Analysis, on_unsupported: str = "dense") -> dict[fx.Node, Pl
         UnsupportedOpError: Under "error", names the op, the user's line and the reason.
     """
     order = list(analysis.nodes)
-    forced = _forced(analysis, on_unsupported)
-    cut = _best_cut(analysis, forced)
+    why = forced(analysis, on_unsupported)
+    cut = _best_cut(analysis, why)
     placed: dict[fx.Node, Placed] = {}
     for i, node in enumerate(order):
         info = analysis.nodes[node]
-        if node in forced:
-            placed[node] = Placed(Placement.DENSE, forced[node])
+        if node in why:
+            placed[node] = Placed(Placement.DENSE, why[node])
         elif info.answer is None:
             placed[node] = Placed(Placement.REUSE, "the patch cannot reach it")
         elif i >= cut and node is not analysis.image:
@@ -51,31 +51,42 @@ def place(analysis: Analysis, on_unsupported: str = "dense") -> dict[fx.Node, Pl
     return placed
 
 
-def _forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
+def incremental_where_possible(analysis: Analysis) -> dict[fx.Node, Placed]:
+    """As `place`, but nothing is dense because that would cost less."""
+    why = forced(analysis, "dense")
+    reuse = Placed(Placement.REUSE, "the patch cannot reach it")
+    incremental = Placed(Placement.INCREMENTAL, "")
+    return {
+        node: Placed(Placement.DENSE, why[node]) if node in why else reuse if info.answer is None else incremental
+        for node, info in analysis.nodes.items()
+    }
+
+
+def forced(analysis: Analysis, on_unsupported: str) -> dict[fx.Node, str]:
     """Nodes that cannot be incremental, with the reason; everything behind such a node is dense as well."""
-    forced: dict[fx.Node, str] = {}
+    why: dict[fx.Node, str] = {}
     for node, info in analysis.nodes.items():
         if info.answer is None:
             if _folded(node, info):
-                forced[node] = "its rows are folded into another dimension: there is no row for each base image"
+                why[node] = "its rows are folded into another dimension: there is no row for each base image"
             continue
         if isinstance(info.answer, Refusal):
-            forced[node] = info.answer.reason
+            why[node] = info.answer.reason
             computes = isinstance(node.meta.get("val"), (Tensor, list, tuple))  # else a size alone
             if on_unsupported == "error" and info.rule == "dense" and computes:
                 raise UnsupportedOpError(
                     f"{node.name} ({info.record.op}) in module {info.module or '(root)'}: {info.answer.reason}\n"
                     f"  {info.line}\nPass on_unsupported='dense' to compute it (and all that follows) in full."
                 )
-        dense = [arg for arg in node.all_input_nodes if arg in forced]
+        dense = [arg for arg in node.all_input_nodes if arg in why]
         before = next((arg for arg in dense if not isinstance(arg.meta.get("val"), (int, SymInt))), None)
         if before is not None:
-            forced[node] = f"it follows {_origin(before, forced)}, which is dense"
-        elif dense and node not in forced:
-            forced[node] = "it computes with the batch's size"
-        elif info.region is None and node not in forced:
-            forced[node] = "an input of it has no region"
-    return forced
+            why[node] = f"it follows {_origin(before, why)}, which is dense"
+        elif dense and node not in why:
+            why[node] = "it computes with the batch's size"
+        elif info.region is None and node not in why:
+            why[node] = "an input of it has no region"
+    return why
 
 
 def _folded(node: fx.Node, info: NodeInfo) -> bool:
@@ -107,8 +118,8 @@ def _why_cut(analysis: Analysis, info: NodeInfo) -> str:
 def _best_cut(analysis: Analysis, forced: dict[fx.Node, str]) -> int:
     """The index in topological order from which everything is dense at the least total cost."""
     order = list(analysis.nodes)
-    dense = [_dense_cost(analysis.nodes[node]) for node in order]
-    costs = [d if node in forced else _incremental_cost(analysis, node) for node, d in zip(order, dense, strict=True)]
+    dense = [dense_cost(analysis.nodes[node]) for node in order]
+    costs = [d if node in forced else incremental_cost(analysis, node) for node, d in zip(order, dense, strict=True)]
     best, cut, total = sum(dense), 1, sum(dense)
     for i, node in enumerate(order):
         total += costs[i] - dense[i]
@@ -117,13 +128,14 @@ def _best_cut(analysis: Analysis, forced: dict[fx.Node, str]) -> int:
     return cut
 
 
-def _dense_cost(info: NodeInfo) -> float:
+def dense_cost(info: NodeInfo) -> float:
+    """Work of a node on whole tensors: multiply-adds, and values written."""
     if info.answer is None or info.record.out is None:
         return 0.0
     return info.macs + MACS_PER_VALUE * prod(info.record.out.shape)
 
 
-def _incremental_cost(analysis: Analysis, node: fx.Node) -> float:
+def incremental_cost(analysis: Analysis, node: fx.Node) -> float:
     """Region's share of the work, plus a gather and superimpose of the same share where regions or maps differ."""
     info = analysis.nodes[node]
     if info.answer is None or info.record.out is None or info.region is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -45,14 +45,25 @@ class _Request:
         return self.arg.name, self.axes
 
 
+EndRead: TypeAlias = Callable[[Analysis, "dict[fx.Node, Placed]", fx.Node, Slot], "_Request"]
+
+
 def make_plan(
-    analysis: Analysis, placed: dict[fx.Node, Placed], image_shape: tuple[int, ...], patch_shape: tuple[int, ...]
+    analysis: Analysis,
+    placed: dict[fx.Node, Placed],
+    image_shape: tuple[int, ...],
+    patch_shape: tuple[int, ...],
+    end: EndRead | None = None,
 ) -> Planned:
-    """One read at every boundary, with the base tensors that they need, frozen together with the layers' table."""
+    """One read at every boundary, with the base tensors that they need, frozen together with the layers' table.
+
+    ``end`` makes the reads of the graph's outputs; default: the whole tensors.
+    """
+    end = end or _whole
     requests = [request for node in analysis.nodes for request in _requests(analysis, placed, node)]
     output = next(node for node in reversed(analysis.image.graph.nodes) if node.op == "output")
     requests += [
-        _whole(analysis, placed, arg, (output.name, i))
+        end(analysis, placed, arg, (output.name, i))
         for i, arg in enumerate(tensor_inputs(output))
         if _leaves(analysis, placed, arg)
     ]
@@ -137,6 +148,15 @@ def _whole(analysis: Analysis, placed: dict[fx.Node, Placed], arg: fx.Node, slot
     maps = tuple(Everything(size, size) for size in info.record.out.sizes)
     patch = info.region if placed[arg].placement is Placement.INCREMENTAL else None
     read = Read(f"{arg.name}_whole", "", patch, None, maps)
+    return _Request(arg, slot, 0.0, read, info.axes, info.record.out.rank)
+
+
+def change(analysis: Analysis, placed: dict[fx.Node, Placed], arg: fx.Node, slot: Slot) -> _Request:
+    """The base in the box that a patch changes of a tensor."""
+    info = analysis.nodes[arg]
+    assert info.record.out is not None
+    maps = tuple(Identity(size) for size in info.record.out.sizes)
+    read = Read(f"{arg.name}_change", "", None, info.region, maps)
     return _Request(arg, slot, 0.0, read, info.axes, info.record.out.rank)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from kcompile.passes import rules
+from kcompile.passes.gates import Hold
 from kcompile.passes.infra import constant, user_line, user_module
 from kcompile.passes.numbering import RegionTable
 from kcompile.passes.record import OpRecord, TensorSpec
@@ -45,11 +46,16 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The regions of a graph: info per node in topological order, and the table of regions."""
+    """The regions of a graph: info per node in topological order, and the table of regions.
+
+    ``image_shape`` is (channels, *sizes), ``patch_shape`` the patch's size per axis.
+    """
 
     nodes: dict[fx.Node, NodeInfo]
     table: RegionTable
     image: fx.Node
+    image_shape: tuple[int, ...]
+    patch_shape: tuple[int, ...]
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
@@ -68,13 +74,25 @@ _BLIND = {
 }  # fmt: skip
 
 
-def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape: tuple[int, ...]) -> Analysis:
+Limits: TypeAlias = Callable[[fx.Node, tuple[int, ...]], tuple[int, ...]]
+"""The cells per axis to which a node's region is cropped, from the node and its map's size per axis."""
+
+
+def propagate(
+    module: fx.GraphModule,
+    image_shape: tuple[int, ...],
+    patch_shape: tuple[int, ...],
+    limits: Limits | None = None,
+    hold: Hold | None = None,
+) -> Analysis:
     """Walk the canonical graph once.
 
     Args:
         module: Canonical graph; its first placeholder is the image batch.
         image_shape: (channels, *sizes) of one image.
         patch_shape: Size of the patch per axis.
+        limits: What regions are cropped to; default: they are not, and inference is exact.
+        hold: Which nodes keep the base's value (`passes.gates`); default: none.
     """
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     image, batch = inputs[0], _batch_sizes(inputs)
@@ -86,8 +104,8 @@ def propagate(module: fx.GraphModule, image_shape: tuple[int, ...], patch_shape:
         if node.op == "placeholder":
             found[node] = _image(node, image_shape) if node is image else _other_input(node, batch)
         elif node.op == "call_function":
-            found[node] = _visit(node, found, table, batch)
-    return Analysis(found, table, image)
+            found[node] = _visit(node, found, table, batch, limits, hold)
+    return Analysis(found, table, image, tuple(image_shape), tuple(patch_shape))
 
 
 def _batch_sizes(inputs: list[fx.Node]) -> frozenset[str]:
@@ -109,7 +127,14 @@ def _other_input(node: fx.Node, batch: Batch) -> NodeInfo:
     )
 
 
-def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, batch: Batch) -> NodeInfo:
+def _visit(
+    node: fx.Node,
+    found: dict[fx.Node, NodeInfo],
+    table: RegionTable,
+    batch: Batch,
+    limits: Limits | None,
+    hold: Hold | None,
+) -> NodeInfo:
     reached = _reached(node, found, batch)
     record = make_record(node, {arg: found[arg].axes for arg in reached}, batch)
     where = (user_module(node), user_line(node))
@@ -118,10 +143,12 @@ def _visit(node: fx.Node, found: dict[fx.Node, NodeInfo], table: RegionTable, ba
     tensors = [arg for arg in reached if not isinstance(arg.meta.get("val"), (int, torch.SymInt))]
     blind = any(found[arg].region is None for arg in tensors)  # such a node is dense: rules need not see it
     name, answer = (rule_name(record.op), Refusal("an input of it is dense")) if blind else spatial(record)
+    if hold is not None and not blind and hold(node, answer):
+        return NodeInfo(node, record, macs(record), "held", None, None, *where)
     region: int | None = None
     axes: tuple[int, ...] = ()
     if isinstance(answer, Spatial):
-        region = _region(node, answer, reached, found, table)
+        region = _region(node, answer, reached, found, table, limits)
         axes = answer.axes if answer.axes is not None else record.image.axes
         out = replace(record.out, axes=axes) if record.out is not None else None
         record = replace(record, out=out)
@@ -140,7 +167,12 @@ def _reached(node: fx.Node, found: dict[fx.Node, NodeInfo], batch: Batch) -> set
 
 
 def _region(
-    node: fx.Node, answer: Spatial, reached: set[fx.Node], found: dict[fx.Node, NodeInfo], table: RegionTable
+    node: fx.Node,
+    answer: Spatial,
+    reached: set[fx.Node],
+    found: dict[fx.Node, NodeInfo],
+    table: RegionTable,
+    limits: Limits | None,
 ) -> int | None:
     sources = []
     for arg, maps in zip(tensor_inputs(node), answer.maps, strict=True):
@@ -150,7 +182,7 @@ def _region(
                 return None
             sources.append((number, maps))
     shape = tuple(m.out_size for m in sources[0][1])
-    return table.number(sources, shape)
+    return table.number(sources, shape, None if limits is None else limits(node, shape))
 
 
 def make_record(node: fx.Node, reached: Mapping[fx.Node, tuple[int, ...]], batch: Batch) -> OpRecord:

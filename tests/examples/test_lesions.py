@@ -11,16 +11,18 @@ from examples.lesions.augment import draw_boxes, soft_targets
 from examples.lesions.evaluate import evaluate, lesioned, occlusion_map
 from examples.lesions.generator import CLASSES, SHIPPED_SEED, Sample, dataset, generate, save_picture
 from examples.lesions.metrics import dilate, localisation
-from examples.lesions.network import CHECKPOINT, MEAN, STD, lesion_net, load_pretrained, preprocess
+from examples.lesions.network import CHECKPOINT, MEAN, STD, load_pretrained, preprocess
+from examples.lesions.networks import NETWORKS, load_network
+from examples.lesions.textures import retextured
 from examples.lesions.train import HELD_OUT_SEED, TRAIN_SEED, Eyes, accuracy, draw_batch, draw_eyes, fit
 
 FOLDER = CHECKPOINT.parent
 FRESH_SEED = 2  # neither trained on nor looked at when the training was tuned
 
 
-@pytest.fixture(scope="module")
-def pretrained() -> torch.nn.Sequential:
-    return load_pretrained()
+@pytest.fixture(scope="module", params=NETWORKS)
+def pretrained(request: pytest.FixtureRequest) -> torch.nn.Sequential:
+    return load_network(request.param)
 
 
 # ---------------------------------------------------------------- generator
@@ -118,14 +120,32 @@ def test_the_shipped_picture_is_the_generators(tmp_path: Path) -> None:
     assert np.abs(read(FOLDER / "fluid.png").astype(int) - read(tmp_path / "fluid.png")).max() <= 1
 
 
+def test_another_texture_changes_the_picture_and_keeps_the_lesion() -> None:
+    sample = generate("fluid", 21)
+    first, again, other = retextured(sample, 3), retextured(sample, 3), retextured(sample, 4)
+    assert np.array_equal(first.image, again.image)
+    assert np.abs(first.image - other.image).mean() > 0.02
+    assert np.abs(first.image - sample.image).mean() > 0.05
+    assert np.array_equal(first.mask, sample.mask)
+    assert first.image.shape == (3, 224, 224)
+    assert 0 <= first.image.min() < first.image.max() <= 1
+
+
 # ---------------------------------------------------------------- network
 
 
-def test_the_checkpoint_is_small_and_holds_tensors_alone() -> None:
-    state = torch.load(CHECKPOINT, weights_only=True)
-    assert CHECKPOINT.stat().st_size <= 4_000_000
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_checkpoint_is_small_and_holds_tensors_alone(name: str) -> None:
+    make, path = NETWORKS[name]
+    state = torch.load(path, weights_only=True)
+    assert path.stat().st_size <= 4_000_000
     assert sum(v.numel() for v in state.values()) < 1_000_000
-    assert state.keys() == lesion_net().state_dict().keys()
+    assert state.keys() == make().state_dict().keys()
+
+
+def test_the_first_network_is_that_of_the_demo() -> None:
+    ours, demos = load_network("vgg").state_dict(), load_pretrained().state_dict()
+    assert all(torch.equal(ours[name], demos[name]) for name in demos)
 
 
 def test_the_pretrained_network_classifies_fresh_pictures(pretrained: torch.nn.Sequential) -> None:
@@ -192,6 +212,17 @@ def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     losses = [float(line.rsplit(maxsplit=1)[1]) for line in capsys.readouterr().out.splitlines()]
     assert not model.training
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_is_the_same_for_every_network(name: str) -> None:
+    make = NETWORKS[name][0]
+    torch.manual_seed(0)
+    fresh, trained = make(), fit(draw_eyes(8), epochs=1, make=make)
+    assert not trained.training
+    assert trained(torch.zeros(2, 3, 224, 224)).shape == (2, len(CLASSES))
+    pairs = zip(fresh.parameters(), trained.parameters(), strict=True)  # of the same seed, so they differ by training
+    assert all(0 < float((a - b).abs().max()) < 0.1 for a, b in pairs)
 
 
 # ---------------------------------------------------------------- metrics

@@ -12,6 +12,7 @@ from kcompile.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kcompile.analysis import analyze as analyze
+    from kcompile.anytime import occlusion_steps as occlusion_steps
     from kcompile.api import incrementalize as incrementalize
     from kcompile.approximation import Approximation as Approximation
     from kcompile.core.errors import CaptureError as CaptureError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from kcompile.runtime.module import IncrementalModule as IncrementalModule
     from kcompile.runtime.outputs import MapRegion as MapRegion
     from kcompile.runtime.saving import load as load
+    from kcompile.search import tune as tune
+    from kcompile.tuning import Tuning as Tuning
     from kcompile.verification import verify as verify
 
 
@@ -49,6 +52,8 @@ _HOMES = {
     "load_onnx": "kcompile.onnx_module",
     "measure_extents": "kcompile.decay",
     "occlusion": "kcompile.experiment",
+    "occlusion_steps": "kcompile.anytime",
+    "tune": "kcompile.search",
     "verify": "kcompile.verification",
     "Approximation": "kcompile.approximation",
     "Blur": "kcompile.fills",
@@ -59,6 +64,7 @@ _HOMES = {
     "OnnxModule": "kcompile.onnx_module",
     "Pixels": "kcompile.pixels",
     "Progress": "kcompile.progress",
+    "Tuning": "kcompile.tuning",
     **dict.fromkeys(
         (
             "CaptureError",

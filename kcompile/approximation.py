@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
 
 from kcompile.core.errors import InputError
+from kcompile.estimate import FEWEST
 
 Reference: TypeAlias = Literal["base", "secant", "mean-gradient"]
 Gates: TypeAlias = Literal["exact", "held", "linear"]
@@ -52,7 +53,7 @@ class Approximation:
     share: float = 1.0
     coarse: int | None = None
     levels: int = 2
-    samples: int = 16
+    samples: int = 32
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -69,6 +70,8 @@ class Approximation:
         _check_count("levels", self.levels, 2)
         _check_count("samples", self.samples, 0)
         _check_count("correct", self.correct, 0)
+        if 0 < self.samples < FEWEST:
+            raise InputError(f"samples is {self.samples}; allowed are 0 (no estimate) and at least {FEWEST}")
 
     @property
     def drills(self) -> bool:
@@ -100,9 +103,13 @@ class Approximation:
             "cut": self._cut_text() if self.linear else "",
             "gates": f"gates {self.gates}" if self.gates != "exact" else "",
             "dtype": self.dtype or "",
-            "share": f"{self.share:.0%} of the positions" if self.drills else "",
+            "share": self._share_text() if self.drills else "",
         }
         return ", ".join(text for text in told.values() if text) or "exact"
+
+    def _share_text(self) -> str:
+        first = "" if self.coarse is None else f" after every {self.coarse} px"
+        return f"{self.share:.0%} of the positions{first}" + (f" in {self.levels} stages" if self.levels > 2 else "")
 
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"

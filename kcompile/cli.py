@@ -1,4 +1,4 @@
-"""The command line: `kcompile explain | inspect | verify | export`.
+"""The command line: `kcompile explain | tune | inspect | verify | export`.
 
 Torch is imported when a command runs, not for its help.
 """
@@ -117,6 +117,10 @@ def explain(
     compare: Annotated[
         int, typer.Option("--compare", min=0, help="Check so many positions against full inference, and time it.")
     ] = 0,
+    tuning: Annotated[
+        Path | None,
+        typer.Option("--tuning", help="What `kcompile tune` wrote: a certified approximation. Sets --score."),
+    ] = None,
     memory_budget: Budget = None,
     threads: Threads = None,
 ) -> None:
@@ -129,9 +133,45 @@ def explain(
             patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2) if stride else None,
             overlap=overlap, value=value, target=target, score=score.value,
             roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
-            memory_budget=_bytes(memory_budget) if memory_budget else None,
+            memory_budget=_bytes(memory_budget) if memory_budget else None, tuning=tuning,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
+
+
+@app.command()
+def tune(
+    images: Annotated[list[Path], typer.Argument(help="Pictures like those to be explained; 43 or more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the tuning goes, JSON.")] = Path("tuning.json"),
+    model: Model = "resnet18",
+    weights: Weights = "DEFAULT",
+    num_classes: Classes = None,
+    size: Size = None,
+    patch: Patch = "16",
+    stride: Stride = None,
+    value: Annotated[str, typer.Option("--value", help="What the patch shows, as for explain.")] = "0",
+    target_ssim: Annotated[float, typer.Option("--target-ssim", help="Similarity that maps must reach.")] = 0.9,
+    coverage: Annotated[float, typer.Option("--coverage", help="Share of all pictures whose maps must.")] = 0.9,
+    confidence: Annotated[float, typer.Option("--confidence", help="That they do.")] = 0.9,
+    threads: Threads = None,
+) -> None:
+    """Find the fastest approximation whose maps are good enough, and certify it on half of the pictures."""
+    with _readable_errors(threads):
+        import kcompile
+        from kcompile.explain import fill_of
+        from kcompile.loading import load_model
+        from kcompile.pictures import read_picture
+
+        loaded = load_model(model, weights, size=size, num_classes=num_classes)
+        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
+        found = kcompile.tune(
+            inc, [loaded.prepare(read_picture(path, loaded.channels))[1] for path in images],
+            target_ssim=target_ssim, coverage=coverage, confidence=confidence,
+            stride=_numbers("stride", stride, 1, 2) if stride else None,
+            value=fill_of(value, loaded.input_shape, inc.plan.patch_shape), progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        found.save(out)
+        typer.echo(found)
+        typer.echo(f"wrote {out}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,9 @@ def draw(heat: Heatmap, image: Any, title: str | None, outline: Any = None) -> F
     if image is not None:
         _scale(shown[0], heat)
     _attribution(figure, shown[-1], heat, over_image=image is not None)
-    figure.suptitle(heat.caption if title is None else f"{title}{heat.notes}", fontsize=11)
+    caption = heat.caption if title is None else f"{title}{heat.notes}"
+    lines = [wrapped for line in caption.split("\n") for wrapped in textwrap.wrap(line, 56 * panels) or [""]]
+    figure.suptitle("\n".join(lines), fontsize=11 if len(lines) < 3 else 9)
     return figure
 
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.corrected import Corrected
-from kcompile.fills import as_fill
+from kcompile.estimate import Checked
+from kcompile.fills import Fill, as_fill
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.linear_scorer import Linear
 from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
+from kcompile.runtime.module import IncrementalModule
+from kcompile.scan import Scan, strides_of
 from kcompile.scorers import Exact, Question, Scorer
 from kcompile.scoring import Score, Targets, as_targets, several
+from kcompile.tuning import Kind, Tuning
 from kcompile.variants import Changes, Cropping, changed, in_dtype
 
 
@@ -44,6 +49,7 @@ def occlusion(
     callback: Callback | None = None,
     memory_budget: int | None = None,
     approximation: Approximation | None = None,
+    tuning: Tuning | None = None,
 ) -> Any:
     """Explain predictions: which parts of an image do they rest on?
 
@@ -68,24 +74,53 @@ def occlusion(
             StopIteration) stops.
         memory_budget: As for `incrementalize`, which compiles a plain model; a compiled module has its own.
         approximation: What may be approximated, as a `kcompile.Approximation`; default: nothing. The map says so.
+        tuning: What `kcompile.tune` made: its approximation, for maps of the kind that it was certified for. Its patch
+            and stride are then the defaults; the score has to be its own.
 
     Returns:
         A `Heatmap`; for several images a list of them; for several targets, in their place, a list per image.
         Ctrl-C returns what is done: missing scores are NaN (`Heatmap.complete`), and a list ends with the partial map.
 
     Raises:
-        InputError: Bad image, patch, stride, roi, value, target or score.
+        InputError: Bad image, patch, stride, roi, value, target or score, or another kind of map than was tuned for.
         MemoryBudgetError: The budget is too small.
     """
     inc = compiled(model, image, patch_shape, memory_budget)
     images, alone = as_images(image, inc)
-    shape = inc.plan.input_shape
-    patch = patch_within(patch_shape, inc.plan.patch_shape)
-    positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
-    job = Experiment(Question(inc, patch, as_fill(value, shape, patch), score, output), positions, approximation)
+    if tuning is not None:
+        if approximation is not None:
+            raise InputError("approximation and tuning are both given; allowed is one of them")
+        approximation = tuning.approximation
+        patch_shape = tuning.kind.patch_shape if patch_shape is None else patch_shape
+        stride = tuning.kind.stride if stride is None and overlap is None else stride
+    job = experiment(inc, patch_shape, stride, overlap, value, roi, score, output, approximation)
+    if tuning is not None:
+        tuning.check(job.kind(target))
     with Meter(len(images) * job.count, callback, progress) as meter:
         maps = [_of_targets(heat, target) for heat in job.run(images, target, meter)]
     return maps[0] if alone else maps
+
+
+def experiment(
+    inc: IncrementalModule,
+    patch_shape: int | Sequence[int] | None,
+    stride: int | Sequence[int] | None,
+    overlap: float | Sequence[float] | None,
+    value: Any,
+    roi: Sequence[int] | None,
+    score: Score,
+    output: Any,
+    approximation: Approximation | None = None,
+) -> Experiment:
+    """What `occlusion` does with each image, for its arguments of these names.
+
+    Raises:
+        InputError: A bad one of them.
+    """
+    shape = inc.plan.input_shape
+    patch = patch_within(patch_shape, inc.plan.patch_shape)
+    positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
+    return Experiment(Question(inc, patch, as_fill(value, shape, patch), score, output), positions, approximation)
 
 
 def scorer_of(question: Question, approximation: Approximation | None) -> Scorer:
@@ -100,10 +135,8 @@ def scorer_of(question: Question, approximation: Approximation | None) -> Scorer
         raise InputError(
             f"approximation is a {type(approximation).__name__}; allowed are None and a kcompile.Approximation"
         )
-    if approximation.exact:
+    if replace(approximation, share=1.0).exact:  # drill-down asks for fewer positions, of any scorer
         return Exact(question)
-    if approximation.drills:
-        raise InputError(f"approximation is {approximation}: this version has no drill-down")
     if approximation.gates == "linear" and not approximation.linear:
         raise InputError("gates is 'linear', which needs a cut (0.99, say): what gates change goes into its gradient")
     if torch.is_autocast_enabled(question.inc._like.device.type):
@@ -137,6 +170,29 @@ class Experiment:
         """Number of positions of one map."""
         return math.prod(self.positions.shape[:-1])
 
+    def kind(self, target: Targets) -> Kind:
+        """What tells these maps of a class from others, for a certificate."""
+        question, flat = self.question, self.positions.reshape(-1, self.positions.shape[-1])
+        digest = hashlib.sha256(str(question.inc.plan).encode())
+        for tensor in question.inc.state_dict().values():
+            digest.update(f"{tensor.detach().double().abs().sum().item():.9g} ".encode())  # the same on any device
+        return Kind(
+            score=self.score_name,
+            patch_shape=question.patch,
+            stride=strides_of(self.positions),
+            region=tuple(int(edge) for edge in (*flat[0], *flat[-1])),
+            value=_text(question.fill),
+            target="predicted" if target is None else str(target),
+            output=str(question.output),
+            model=digest.hexdigest()[:16],
+        )
+
+    @property
+    def score_name(self) -> str:
+        """How a map tells its score."""
+        score = self.question.score
+        return score if isinstance(score, str) else getattr(score, "__name__", "score")
+
     def run(self, images: Sequence[Given], target: Targets, meter: Meter) -> Iterator[Heatmap]:
         """The map of each image, the last one partial after Ctrl-C or where the callback stops.
 
@@ -144,6 +200,8 @@ class Experiment:
             KeyboardInterrupt: Before anything is done.
         """
         scorer = scorer_of(self.question, self.approximation)
+        own = self.approximation is None or replace(self.approximation, share=1.0).exact
+        exact: Scorer = scorer if own else Exact(self.question)
         flat = self.positions.reshape(-1, self.positions.shape[-1])
         for index, given in enumerate(images):
             start = time.perf_counter()
@@ -158,32 +216,72 @@ class Experiment:
             if index == 0:
                 seconds = len(images) * self.count * scorer.work_share() * (time.perf_counter() - start)
                 meter.describe(f"estimate {seconds:.0f} s")
-            values, stop = self._scan(scorer, base, index, meter)
-            yield self._heatmap(values, base, targets[0], time.perf_counter() - start)
+            scan = Scan.of(scorer, self.positions, base.size, self.approximation)
+            values, checked, stop = self._scan(scan, exact, given, base, targets, index, meter)
+            yield self.heatmap(values, base, targets[0], time.perf_counter() - start, self.approximation, checked)
             if stop:
                 return
 
-    def _heatmap(self, values: FloatArray, base: FloatArray, target: int, seconds: float) -> Heatmap:
+    def heatmap(
+        self,
+        values: FloatArray,
+        base: FloatArray,
+        target: int,
+        seconds: float,
+        approximation: Approximation | None,
+        checked: Checked | None = None,
+    ) -> Heatmap:
+        """The map with these scores [*grid, K]."""
         question = self.question
-        name = question.score if isinstance(question.score, str) else getattr(question.score, "__name__", "score")
-        told = None if self.approximation is None or self.approximation.exact else self.approximation
-        values = values.reshape(*self.positions.shape[:-1], base.size)
+        told = None if approximation is None or approximation.exact else approximation
         size = question.inc.plan.input_shape[1:]
-        return Heatmap(values, base, target, self.positions, question.patch, size, name, seconds, told)
+        return Heatmap(
+            values, base, target, self.positions, question.patch, size, self.score_name, seconds, told, checked
+        )
 
-    def _scan(self, scorer: Scorer, base: FloatArray, index: int, meter: Meter) -> tuple[FloatArray, bool]:
-        """Scores [N, K] of all positions, NaN where not computed, and whether to stop here."""
-        values = np.full((self.count, base.size), np.nan, dtype=np.float32)
+    def _scan(
+        self,
+        scan: Scan,
+        exact: Scorer,
+        given: Given,
+        base: FloatArray,
+        targets: list[int],
+        index: int,
+        meter: Meter,
+    ) -> tuple[FloatArray, Checked | None, bool]:
+        """Scores [*grid, K]; checks; and whether to stop. Of a stopped map only what was computed: else it is NaN."""
+        approximation = self.approximation or Approximation()
+        done, stop, whole, checked = 0, False, False, None
         try:
-            for rows, found in scorer.at(self.positions.reshape(-1, self.positions.shape[-1])):
-                values[rows] = found
-                if not meter.advance(len(rows), index):
-                    meter.say("stopped by the callback")
-                    return values, True
+            for todo in scan.stages(approximation.share, base, targets):
+                for count in scan.compute(todo):
+                    done += count
+                    if stop := not meter.advance(count, index):
+                        meter.say("stopped by the callback")
+                        break
+                if stop:
+                    break
+            whole = bool(scan.state.known.all()) or not stop
+            if not stop and approximation.samples and not approximation.exact:
+                if exact is not scan.scorer:
+                    exact.base(given)
+                checked = scan.check(exact, approximation.samples)
+            if not stop and done < self.count:  # what is interpolated needs no more time
+                stop = not meter.advance(self.count - done, index)
         except KeyboardInterrupt:
             meter.say("interrupted")
-            return values, True
-        return values, False
+            stop = True
+        return scan.state.map() if whole else scan.state.values, checked, stop
+
+
+def _text(fill: Fill) -> str:
+    """What tells a fill from others, also where its repr leaves out most of a tensor."""
+    digests = [
+        hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:8]
+        for value in vars(fill).values()
+        if isinstance(value, Tensor) and value.numel() > 1
+    ]
+    return " ".join([re.sub(r" at 0x[0-9a-f]+|\s+", " ", repr(fill))[:200], *digests])
 
 
 def _of_targets(heat: Heatmap, target: Targets) -> Heatmap | list[Heatmap]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kcompile.heatmap import Heatmap
 from kcompile.loading import LoadedModel, load_model
 from kcompile.pictures import read_picture
 from kcompile.runtime.module import IncrementalModule
+from kcompile.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Request:
     npz: Path | None
     compare: int
     memory_budget: int | None = None
+    tuning: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ def run(request: Request, progress: bool) -> int:
         KCompileError: Bad options, picture or model.
     """
     files = plan_files(request)
+    tuning = None if request.tuning is None else Tuning.load(request.tuning)
+    if request.compare and tuning is not None and not tuning.approximation.exact:
+        raise InputError("--compare checks exact maps; with --tuning the map tells how far it is off")
+    request = request if tuning is None else replace(request, score=tuning.kind.score)
     loaded = load_model(request.model, request.weights, size=request.size, num_classes=request.num_classes)
     target = class_number(request.target, loaded.categories)
     pictures = [loaded.prepare(read_picture(one.image, loaded.channels)) for one in files]  # a bad one is told now
@@ -71,15 +77,21 @@ def run(request: Request, progress: bool) -> int:
     inc = incrementalize(loaded.model, loaded.input_shape, request.patch, memory_budget=request.memory_budget)
     compiled = time.perf_counter() - start
     patch, shape = inc.plan.patch_shape, loaded.input_shape
-    fill, step = fill_of(request.value, shape, patch), steps(request.stride, request.overlap, patch)
+    stride = (
+        tuning.kind.stride
+        if tuning is not None and request.stride is None and request.overlap is None
+        else request.stride
+    )
+    fill, step = fill_of(request.value, shape, patch), steps(stride, request.overlap, patch)
     grid(shape[1:], patch, step, request.roi)  # so is a bad roi
     _line("model", f"{request.model}, {loaded.weights}, compiled in {compiled:.1f} s")
     code = 0
     for one, (picture, image) in zip(files, pictures, strict=True):
         _line("picture", f"{one.image.name}: {loaded.preprocessing}")
         heat: Heatmap = occlusion(
-            inc, image, stride=step, value=fill, target=target, roi=request.roi, score=request.score, progress=progress
-        )
+            inc, image, stride=step, value=fill, target=target, roi=request.roi, score=request.score, progress=progress,
+            tuning=tuning,
+        )  # fmt: skip
         _show(heat, step, loaded, request)
         same = not request.compare or _compare(inc, heat, image, fill, request)
         _write(heat, picture, loaded, one)
@@ -176,6 +188,8 @@ def _show(heat: Heatmap, step: tuple[int, ...], loaded: LoadedModel, request: Re
     _line("prediction", f"{loaded.name(heat.target)}, {request.score} {heat.base_score:.4f}")
     _line("positions", f"{rows * cols} ({rows} rows, {cols} columns), patch {patch}, stride {stride}")
     _line("seconds", f"{heat.seconds:.2f}, or {1e3 * heat.seconds / max(done, 1):.1f} ms per position")
+    if heat.approximation is not None:
+        _line("approximate", f"{heat.approximation}" + (f"; {heat.error}" if heat.error else ""))
     if not heat.complete:
         _line("interrupted", f"{done} of {rows * cols} positions are done; the map is partial")
 

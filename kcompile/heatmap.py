@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
+from kcompile.estimate import Checked, ErrorEstimate
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -35,6 +36,7 @@ class Heatmap:
         score: What the scores are: "probability", "logit" or the name of the user's function.
         seconds: Wall time of the whole map, materialisation included.
         approximation: What was approximated; None for an exact map.
+        checked: Exact scores of some random positions of an approximate map.
     """
 
     all_scores: FloatArray
@@ -46,6 +48,7 @@ class Heatmap:
     score: str
     seconds: float = 0.0
     approximation: Approximation | None = None
+    checked: Checked | None = None
 
     @property
     def scores(self) -> FloatArray:
@@ -79,7 +82,13 @@ class Heatmap:
     def notes(self) -> str:
         """What a picture's title must say beside class and score: what is missing, and what is not exact."""
         interrupted = "" if self.complete else " (interrupted)"
-        return interrupted + ("" if self.approximation is None else f"\napproximate: {self.approximation}")
+        error = "" if self.error is None else f"\n{self.error}"
+        return interrupted + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
+
+    @property
+    def error(self) -> ErrorEstimate | None:
+        """How far an approximate map of this target is off, estimated from `checked`; None for an exact map."""
+        return None if self.checked is None else self.checked.against(self.all_scores, self.target)
 
     @property
     def caption(self) -> str:
@@ -149,6 +158,7 @@ class Heatmap:
         elif target.suffix == ".npz":
             facts = {name: getattr(self, name) for name in ("target", "patch_shape", "image_shape", "score", "seconds")}
             facts["approximation"] = None if self.approximation is None else self.approximation.to_dict()
+            checked = {} if self.checked is None else {f"checked_{k}": v for k, v in vars(self.checked).items()}
             with target.open("wb") as file:
                 np.savez_compressed(
                     file,
@@ -158,6 +168,7 @@ class Heatmap:
                     scores=self.scores,
                     attribution=self.attribution(),
                     facts=np.array(json.dumps(facts)),
+                    **checked,
                 )
         else:
             raise InputError(
@@ -172,4 +183,7 @@ class Heatmap:
             facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))
             told = facts.pop("approximation", None)
             facts["approximation"] = None if told is None else Approximation.from_dict(told)
+            if "checked_rows" in data:
+                rows, scores, count = (data[f"checked_{name}"] for name in ("rows", "scores", "positions"))
+                facts["checked"] = Checked(rows, scores, int(count))
             return Heatmap(data["all_scores"], data["base_scores"], positions=data["positions"], **facts)

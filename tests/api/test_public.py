@@ -30,6 +30,7 @@ NAMES = [
     "Progress",
     "SaveError",
     "StaleWeightsError",
+    "Tuning",
     "UnsupportedOpError",
     "analyze",
     "export_onnx",
@@ -38,6 +39,8 @@ NAMES = [
     "load_onnx",
     "measure_extents",
     "occlusion",
+    "occlusion_steps",
+    "tune",
     "verify",
 ]
 
@@ -74,9 +77,22 @@ def parameters(function: object) -> list[str]:
             "occlusion",
             "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
             "score='probability', output=None, progress=False, callback=None, memory_budget=None, "
-            "approximation=None",
+            "approximation=None, tuning=None",
         ),
         ("measure_extents", "inc, images, keep=0.99, *, value=0.0, positions=16, seed=0"),
+        (
+            "occlusion_steps",
+            "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "
+            "score='probability', output=None, coarse=None, parts=4, memory_budget=None",
+        ),
+        (
+            "tune",
+            "model, images, *, target_ssim=0.9, coverage=0.9, confidence=0.9, candidates=None, patch_shape=None, "
+            "stride=None, overlap=None, value=0.0, target=None, roi=None, score='logit', output=None, seed=0, "
+            "progress=False",
+        ),
+        ("Tuning.save", "self, path"),
+        ("Tuning.load", "path"),
         ("verify", "inc, image, positions=32, *, seed=None"),
         ("IncrementalModule.materialize", "self, args, kwargs"),
         (

@@ -59,7 +59,7 @@ def test_errors_of_verify_and_inspect(run: Run, tmp_path: Path) -> None:
         assert result.stderr.startswith(message)
 
 
-@pytest.mark.parametrize("command", [[], ["explain"], ["inspect"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["explain"], ["tune"], ["inspect"], ["verify"]])
 def test_help_names_every_option_with_a_text(command: list[str], run: Run) -> None:
     result = run(*command, "--help") if command else run("--help")
     assert result.exit_code == 0

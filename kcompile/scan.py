@@ -1,0 +1,103 @@
+"""One map in the making: which positions are scored, by whom, and what is left when it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kcompile.approximation import Approximation
+from kcompile.core.interval import IntArray
+from kcompile.drilldown import Refinement, first_step, shares
+from kcompile.estimate import Checked, draw
+from kcompile.heatmap import FloatArray
+from kcompile.lattice import BoolArray, ladder
+from kcompile.scorers import Scorer
+
+
+@dataclass
+class Scan:
+    """A scorer over a grid of positions.
+
+    Attributes:
+        scorer: With its base, aimed.
+        positions: [*grid, axes].
+        state: What is known of the map.
+    """
+
+    scorer: Scorer
+    positions: IntArray
+    state: Refinement
+
+    @staticmethod
+    def of(
+        scorer: Scorer,
+        positions: IntArray,
+        classes: int,
+        approximation: Approximation | None,
+        coarse: int | None = None,
+    ) -> Scan:
+        """A map of which nothing is known yet, with the lattices that an approximation's drill-down has.
+
+        Args:
+            scorer: With its base, aimed.
+            positions: [*grid, axes].
+            classes: K, number of scores of a position.
+            approximation: None (or one without drill-down) makes one lattice of all positions.
+            coarse: Instead of an approximation: the first stride in pixels, divided until it is the last one.
+        """
+        grid, strides = positions.shape[:-1], strides_of(positions)
+        steps: list[tuple[int, ...]] = [(1,) * len(grid)]
+        if coarse is not None:
+            steps = ladder(first_step(strides, 1.0, coarse))
+        elif approximation is not None and approximation.drills:
+            first = first_step(strides, approximation.share, approximation.coarse)
+            steps = ladder(first, approximation.levels)
+        return Scan(scorer, positions, Refinement(grid, classes, steps))
+
+    def stages(self, share: float, base: FloatArray, targets: Sequence[int]) -> Iterator[BoolArray]:
+        """The positions [*grid] to compute, stage by stage; each must be computed before the next is asked for."""
+        yield self.state.first()
+        for level, part in enumerate(shares(share, len(self.state.lattices))):
+            yield self.state.chosen(level, part, base, targets)
+
+    def compute(self, where: BoolArray) -> Iterator[int]:
+        """Score the positions of a mask [*grid], group by group; yields how many each has."""
+        index = np.flatnonzero(where)
+        for rows, found in self.scorer.at(self.flat[index]):
+            self.state.put(index[rows], found)
+            yield len(rows)
+
+    def check(self, exact: Scorer, count: int) -> Checked | None:
+        """Compute up to ``count`` random ones of the approximated positions exactly; None if there are none.
+
+        Args:
+            exact: Of the same image; where it is this map's own scorer, only interpolated positions are approximated.
+            count: How many.
+        """
+        known = self.state.known.reshape(-1)
+        approximated = np.flatnonzero(~known) if exact is self.scorer else np.arange(known.size)
+        rows = draw(approximated, count)
+        if not len(rows):
+            return None
+        scores = np.empty((len(rows), self.state.values.shape[-1]), dtype=np.float32)
+        for group, found in exact.at(self.flat[rows]):
+            scores[group] = found
+        return Checked(rows, scores, len(approximated))
+
+    @property
+    def flat(self) -> IntArray:
+        """All positions [N, axes]."""
+        return self.positions.reshape(-1, self.positions.shape[-1])
+
+
+def strides_of(positions: IntArray) -> tuple[int, ...]:
+    """Distance of neighbouring positions [*grid, axes] per axis, in pixels; 1 along an axis that has one alone."""
+    axes = positions.shape[-1]
+    origin = positions[(0,) * axes]
+    steps = []
+    for axis in range(axes):
+        second = tuple(int(a == axis) for a in range(axes))
+        steps.append(int(positions[second][axis] - origin[axis]) if positions.shape[axis] > 1 else 1)
+    return tuple(steps)

@@ -1,0 +1,56 @@
+"""`kcompile tune`, and `explain` with what it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kcompile import Heatmap, Tuning
+from tests.cli.conftest import LESIONS, Run
+
+GUARANTEE = ("--coverage", "0.5", "--confidence", "0.7")  # two pictures can certify it
+MAPS = ("--model", LESIONS, "--weights", "none", "--size", "64", "--patch", "16", "--stride", "4")
+
+
+@pytest.fixture
+def pictures(picture: Path, tmp_path: Path, seed: int) -> list[Path]:
+    paths = []
+    for number, noise in enumerate(np.random.default_rng(seed).normal(0, 4, (4, 64, 80, 3))):
+        pixels = np.asarray(Image.open(picture), dtype=float) + noise
+        paths.append(tmp_path / f"scan{number}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def test_a_tuning_is_written_and_used(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "tuning.json"
+    result = run("tune", *pictures, *MAPS, *GUARANTEE, "--target-ssim", "0.3", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {out}" in result.output
+    tuning = Tuning.load(out)
+    assert tuning.images == 2
+    assert tuning.target_ssim == 0.3
+    result = run("explain", pictures[0], *MAPS, "--tuning", out)
+    assert result.exit_code == 0, result.output
+    heat = Heatmap.load(tmp_path / "heat.npz")
+    assert heat.score == "logit"
+    assert heat.approximation == (None if tuning.approximation.exact else tuning.approximation)
+    assert ("approximate" in result.output) == (not tuning.approximation.exact)
+    result = run("explain", pictures[0], *MAPS[:-1], "8", "--tuning", out)
+    assert result.exit_code == 2
+    assert "stride is (8, 8)" in result.output
+    if not tuning.approximation.exact:
+        result = run("explain", pictures[0], *MAPS, "--tuning", out, "--compare", "3")
+        assert result.exit_code == 2
+        assert "--compare checks exact maps" in result.output
+
+
+def test_too_few_pictures_are_told_how_many_it_takes(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    result = run("tune", *pictures, *MAPS, "--out", tmp_path / "tuning.json")
+    assert result.exit_code == 2
+    assert "4 images are too few" in result.output
+    assert "at least 43" in result.output
+    assert not (tmp_path / "tuning.json").exists()

@@ -1,0 +1,1 @@
+"""Approximate maps: how similar they are to the exact ones, whether promises are kept, and what it gains."""

@@ -1,0 +1,95 @@
+"""What is measured: trained networks with their images, and the methods.
+
+Images of a *set* have seeds of their own: no picture that was trained on (set 0) or that training was judged by (1) is
+used, and no two sets share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from examples.digits import data as digit_data
+from examples.digits import network as digit_network
+from examples.lesions.generator import SEEDS_PER_SET, generate
+from examples.lesions.network import preprocess
+from examples.lesions.networks import load_network
+from examples.lesions.textures import retextured
+from kcompile import Approximation
+
+TUNE, TEST, OTHER = 2, 4, 5
+"""Sets of lesion images: for tuning (both halves), for tests, and for tests with another texture."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained network.
+
+    Attributes:
+        name: Of the network.
+        load: Makes it, in eval mode.
+        image: The i-th image of a set, in the model's units.
+        patch: Side, in pixels.
+        stride: In pixels.
+    """
+
+    name: str
+    load: Callable[[], nn.Module]
+    image: Callable[[int, int], Tensor]
+    patch: int
+    stride: int
+
+
+def lesion(which: int, index: int) -> Tensor:
+    """An image of the lesion data, the classes in turn; of `OTHER` with another texture."""
+    sample = generate(index % 4, which * SEEDS_PER_SET + index)
+    return preprocess((retextured(sample, index) if which == OTHER else sample).image)
+
+
+def digit(which: int, index: int) -> Tensor:
+    """A digit; those of `OTHER` are test digits in negative."""
+    part = {TUNE: "tune", TEST: "test", OTHER: "test"}[which]
+    picture = digit_data.digits(part)[0][index + (200 if which == OTHER else 0)]
+    return digit_data.preprocess(1 - picture if which == OTHER else picture)
+
+
+CASES = {
+    **{
+        name: Case(name, lambda name=name: load_network(name), lesion, 16, 4)  # type: ignore[misc]
+        for name in ("vgg", "residual", "inception")
+    },
+    "digits": Case("digits", digit_network.load_pretrained, digit, 8, 2),
+}
+
+TAUS = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
+CUTS = (0.0, 0.12, 0.25, 0.5)
+
+METHODS = {
+    "drill-down, r 0.1, stride x4": lambda stride: Approximation(share=0.1, coarse=4 * stride),
+    "drill-down, r 0.25, stride x4": lambda stride: Approximation(share=0.25, coarse=4 * stride),
+    "hierarchical, r 0.1, x4 x2": lambda stride: Approximation(share=0.1, coarse=4 * stride, levels=3),
+    "drill-down, r 0.1, stride x2": lambda stride: Approximation(share=0.1, coarse=2 * stride),
+    **{f"linear tail, {cut:g} of the work": lambda _, cut=cut: Approximation(cut=cut) for cut in CUTS},
+    **{f"threshold {tau:g}": lambda _, tau=tau: Approximation(tau=tau) for tau in TAUS},
+    "linear tail, 0.25, 144 exact": lambda _: Approximation(cut=0.25, correct=144),
+    "threshold 0.6, r 0.1, stride x4 (Krypton)": lambda stride: Approximation(tau=0.6, share=0.1, coarse=4 * stride),
+}
+"""What is compared, by name: from the map's stride to the settings."""
+
+
+def full_size(name: str) -> nn.Module:
+    """VGG16 or ResNet18 of torchvision, with random weights and calibrated norms, in eval mode."""
+    torch.manual_seed(0)
+    model = {"vgg16": torchvision.models.vgg16, "resnet18": torchvision.models.resnet18}[name](weights=None)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    model.train(bool(norms))
+    with torch.no_grad():
+        if norms:
+            model(torch.randn(4, 3, 224, 224))
+    return model.eval()

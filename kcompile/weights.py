@@ -97,6 +97,10 @@ def _read(path: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about deprecated storage in old files
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with Path(path).open("rb") as file:
+            begins = file.read(2)
+        if begins != b"PK" and begins[:1] != b"\x80":  # neither a ZIP file nor a pickle
+            raise InputError(f"{path} is no file of weights: save model.state_dict() with torch.save") from error
         raise InputError(
             f"{path} holds Python objects beside tensors, which are not loaded: save model.state_dict() alone"
         ) from error

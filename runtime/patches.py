@@ -63,7 +63,7 @@ def patch_sources(
         many = f"[N, {channels}, h, w]" if boxes == 1 else f"[N, {boxes}, {channels}, h, w]"
         raise InputError(
             f"patches have shape {tuple(tensor.shape)}; allowed are a scalar, [{channels}], [{channels}, h, w] and "
-            f"{many}"
+            f"{many}{_all_channels(tensor, rank, channels)}"
         )
     _check_sizes(tuple(tensor.shape[-rank + 1 :]), plan)
     if tensor.dim() == rank:
@@ -149,6 +149,12 @@ def _tensor(values: Any, what: str, like: Tensor) -> Tensor:
     if tensor.is_complex():
         raise InputError(f"{what} must be real numbers, got {tensor.dtype}")
     return tensor
+
+
+def _all_channels(tensor: Tensor, rank: int, channels: int) -> str:
+    """A hint, for those who leave out what ``channels=`` doesn't name."""
+    fewer = tensor.dim() >= rank and tensor.shape[-rank] < channels
+    return f": a patch has all {channels} channels, also where channels= names those that it changes" if fewer else ""
 
 
 def _check_sizes(sizes: tuple[int, ...], plan: Plan, what: str = "patch") -> None:

@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def check_images(images: Any, plan: Plan, like: Tensor) -> Tensor:
         InputError: Wrong rank, size, type or device.
     """
     if not isinstance(images, Tensor):
-        raise InputError(f"the image must be a torch.Tensor, got {type(images).__name__}")
+        hint = ": torch.from_numpy(image) makes one" if isinstance(images, np.ndarray) else ""
+        raise InputError(f"the image must be a torch.Tensor, got {type(images).__name__}{hint}")
     batch = images.unsqueeze(0) if images.dim() == len(plan.input_shape) else images
     if tuple(batch.shape[1:]) != plan.input_shape or not len(batch):
         raise InputError(

@@ -43,7 +43,7 @@ def inc() -> kcompile.IncrementalModule:
         (torch.zeros(2, 3, 30, 36), "has shape (2, 3, 30, 36)"),
         (torch.zeros(3, 37, 30), "has shape (3, 37, 30)"),
         (torch.zeros(0, *SHAPE), "has shape (0, 3, 30, 37)"),
-        (torch.zeros(*SHAPE).numpy(), "must be a torch.Tensor, got ndarray"),
+        (torch.zeros(*SHAPE).numpy(), "must be a torch.Tensor, got ndarray: torch.from_numpy(image) makes one"),
         (
             torch.zeros(*SHAPE, dtype=torch.uint8),
             "has type torch.uint8; the model computes in torch.float32 (scale pixels",
@@ -81,6 +81,7 @@ def test_nan_and_infinity_in_the_image_warn(value: float) -> None:
     ("patches", "message"),
     [
         (torch.zeros(2), "one value per channel needs 3 values, got 2"),
+        (torch.zeros(1, 6, 5), "a patch has all 3 channels, also where channels= names those that it changes"),
         (torch.zeros(6, 5), "have shape (6, 5); allowed are a scalar, [3], [3, h, w] and [N, 3, h, w]"),
         (torch.zeros(1, 6, 5), "have shape (1, 6, 5)"),
         (torch.zeros(2, 4, 6, 5), "have shape (2, 4, 6, 5)"),

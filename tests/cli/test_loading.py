@@ -77,7 +77,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no weights")
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    for name, message in (("text.pt", "text.pt"), ("module.pt", "holds Python objects"), ("list.pt", "no state_dict")):
+    (tmp_path / "scan.png").write_bytes(b"\x89PNG\r\n")
+    for name in ("text.pt", "scan.png"):
+        with pytest.raises(InputError, match=f"{name} is no file of weights"):
+            load_model("squeezenet1_1", str(tmp_path / name))
+    for name, message in (("module.pt", "holds Python objects"), ("list.pt", "no state_dict")):
         with pytest.raises(InputError, match=message):
             load_model("squeezenet1_1", str(tmp_path / name))
     with pytest.raises(InputError, match="DEFAULT, IMAGENET1K_V1, none or an existing file"):

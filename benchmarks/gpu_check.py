@@ -1,8 +1,9 @@
 """One command for a GPU machine: is incremental inference equal to full inference there, and how fast is it?
 
 Runs from a bare checkout with PyTorch and torchvision alone: python benchmarks/gpu_check.py
-Builds the CUDA kernels, runs their tests, compares ops and networks, times gathers and whole maps. Prints progress, and
-one table last; writes every number as JSON. Exit code 0: everything equal; 1: not; 2: no such device.
+Builds the CUDA kernels, runs their tests, compares ops and networks, times gathers and whole maps. Each part runs in a
+process of its own, so that one that crashes or hangs loses nothing else. Prints progress, and one table last; writes
+every number as JSON, also while it runs. Exit code 0: everything equal; 1: not; 2: no such device.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -23,14 +26,13 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 
 import kcompile  # noqa: E402
-from benchmarks.gpu_equivalence import check_network, check_ops  # noqa: E402
-from benchmarks.gpu_kernels import bandwidths, build, run_tests  # noqa: E402
-from benchmarks.gpu_timing import VARIANTS, Settings, time_network  # noqa: E402
-from benchmarks.networks import network  # noqa: E402
+from benchmarks.gpu_parts import Report, parts, run_part  # noqa: E402
+from benchmarks.gpu_table import passed, table  # noqa: E402
 
 NETWORKS = ("vgg16", "resnet18", "inception_v3", "resnet50")
 PRECISIONS = ("float32", "tf32", "bfloat16")
-QUICK_SIZES = {"inception_v3": 107}  # the least that its pools allow is 75
+SHARES = {"kernels": 0.2, "tests": 0.3, "ops": 0.15, "bandwidths": 0.1}  # of the seconds in all, at most
+GRACE = 25.0  # seconds beyond its share after which a part is stopped
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,24 +42,76 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here; `--device cpu --quick` runs the same code on the CPU", file=sys.stderr)
         return 2
-    deadline = time.perf_counter() + args.budget
-    set_precision(tf32=False)
-    report: dict[str, Any] = {"machine": machine(device), "options": options(args), "networks": [], "timings": []}
+    if args.part:
+        run_part(args.part, args, args.budget, lambda found: write(found, args.out))
+        return 0
+    start = time.perf_counter()
+    report: Report = {"machine": machine(device), "options": options(args)}
+    report.update(failures={}, networks=[], timings=[])
     print("\n".join(f"{key}: {value}" for key, value in report["machine"].items()), flush=True)
-    report["kernels"] = build(device)
-    print(f"kernels: {report['kernels']}", flush=True)
-    report["tests"] = run_tests(120) if device.type == "cuda" else {"status": "not run: they need a GPU"}
-    print(f"tests: {report['tests']}", flush=True)
-    report["ops"] = check_ops(device, rounds=3 if args.quick else 20, seed=0)
-    print(f"ops: {_ops(report['ops'])}", flush=True)
-    report["bandwidths"] = bandwidths(device, args.quick)
-    for left, name in zip(range(len(args.networks), 0, -1), args.networks, strict=True):
-        limit = max((deadline - time.perf_counter()) / left, 1.0)
-        report["networks"].append(run_network(name, device, args, limit, report["timings"]))
+    apart = device.type == "cuda" if args.processes is None else args.processes
+    for name in parts(list(args.networks)):
+        left = args.budget - (time.perf_counter() - start)
+        limit = SHARES[name] * args.budget if name in SHARES else left / (len(args.networks) - len(report["networks"]))
+        merge(report, name, *(in_a_process if apart else in_place)(name, args, max(min(limit, left), 1.0)))
+        report["seconds"] = time.perf_counter() - start
         write(report, args.out)
-    write(report, args.out)
     print("\n" + table(report))
     return 0 if passed(report) else 1
+
+
+def merge(report: Report, name: str, found: Report, failure: str) -> None:
+    """Take what a part found, and why it failed, if it did."""
+    for key, value in found.items():
+        report[key] = [*report[key], *value] if key in ("networks", "timings") else value
+    if name not in SHARES and not found.get("networks"):
+        report["networks"].append({"network": name, "status": "crashed"})
+    if failure:
+        report["failures"][name] = failure
+    said = {key: value for key, value in found.items() if key in ("kernels", "tests")}
+    print(f"{name}: {failure or said or 'done'}", flush=True)
+
+
+def in_place(name: str, args: argparse.Namespace, limit: float) -> tuple[Report, str]:
+    """Run a part here; what it found, and why it failed."""
+    found: Report = {}
+    try:
+        run_part(name, args, limit, found.update)
+    except Exception as error:
+        traceback.print_exc()
+        return found, f"{type(error).__name__}: {error}"
+    return found, ""
+
+
+def in_a_process(name: str, args: argparse.Namespace, limit: float) -> tuple[Report, str]:
+    """Run a part in a process of its own: an error on the device spoils all that follows in its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        own = {**vars(args), "part": name, "out": out, "budget": limit}
+        failure = ""
+        try:
+            done = subprocess.run(_command(own), timeout=limit + GRACE, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                print(done.stderr[-6000:], file=sys.stderr)
+                said = [line for line in done.stderr.strip().splitlines() if line.strip()]
+                failure = f"exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
+        except subprocess.TimeoutExpired:
+            failure = f"stopped after {limit + GRACE:.0f} s"
+        try:
+            return json.loads(out.read_text()), failure
+        except (OSError, ValueError):
+            return {}, failure or "it wrote nothing"
+
+
+def _command(options: dict[str, Any]) -> list[str]:
+    """The command line of a part."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    for name, value in options.items():
+        if name == "processes" or value is None or value is False:
+            continue
+        flag = f"--{name}"
+        command += [flag] if value is True else [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    return command
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,8 +124,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--patch", type=int, default=16, help="patch size in pixels")
     parser.add_argument("--stride", type=int, default=4, help="distance of positions in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of naive and incremental maps in turn")
-    parser.add_argument("--limit", type=float, default=60, help="seconds of one timing; 0: equivalence alone")
-    parser.add_argument("--budget", type=float, default=400, help="seconds in all: timings share what is left")
+    parser.add_argument("--limit", type=float, default=45, help="seconds of one timing; 0: equivalence alone")
+    parser.add_argument("--budget", type=float, default=440, help="seconds in all: networks share what is left")
     parser.add_argument(
         "--precisions",
         nargs="*",
@@ -80,89 +134,16 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of both sides, to be timed (equivalence is checked in float32 without TF32)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_check.json")
+    parser.add_argument(
+        "--processes", action=argparse.BooleanOptionalAction, help="each part in its own (default: on a GPU)"
+    )
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def set_precision(*, tf32: bool) -> None:
-    """Let float32 products and convolutions use TF32, or not.
-
-    By the older switches: torch.export (2.15) asks for them, and fails where the newer ones differ by operator.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-
-
-def run_network(
-    name: str, device: torch.device, args: argparse.Namespace, limit: float, timings: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Compile, check and time one network; a crash is a result too, so that the other networks still run.
-
-    Args:
-        name: The network.
-        device: Where to compute.
-        args: The command line.
-        limit: Seconds that the network may take.
-        timings: Its rows are added here, one for each precision.
-    """
-    row: dict[str, Any] = {"network": name, "status": "crashed"}
-    try:
-        _run_network(row, device, args, time.perf_counter() + limit, timings)
-    except Exception as error:
-        row.update(status="crashed", crash=f"{type(error).__name__}: {error}")
-        traceback.print_exc()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    print(f"{name}: {row['status']}", flush=True)
-    return row
-
-
-def _run_network(
-    row: dict[str, Any],
-    device: torch.device,
-    args: argparse.Namespace,
-    deadline: float,
-    timings: list[dict[str, Any]],
-) -> None:
-    model, inc = _compiled(row, device, args, torch.float32)
-    verdict = check_network(inc, model, device, queries=8 if args.quick else 40, seed=0)
-    row.update(status=verdict.status, error=verdict.error, change=verdict.change)
-    print(f"{row['network']}: error {verdict.error:.1e}, change {verdict.change:.1e} of scale", flush=True)
-    for left, precision in zip(range(len(args.precisions), 0, -1), args.precisions, strict=True):
-        limit = min((deadline - time.perf_counter()) / left, args.limit)
-        if limit <= 0:
-            continue
-        if precision == "bfloat16":
-            model, inc = _compiled({**row}, device, args, torch.bfloat16)
-        try:
-            set_precision(tf32=precision == "tf32")
-            timings.append({"network": row["network"], "precision": precision})
-            timings[-1].update(time_network(inc, model, device, settings(args, limit)))
-        finally:
-            set_precision(tf32=False)
-
-
-def _compiled(
-    row: dict[str, Any], device: torch.device, args: argparse.Namespace, dtype: torch.dtype
-) -> tuple[torch.nn.Module, kcompile.IncrementalModule]:
-    size = QUICK_SIZES.get(row["network"], 64) if args.quick else 0
-    model, row["size"] = network(row["network"], size)
-    start = time.perf_counter()
-    inc = kcompile.incrementalize(model.to(dtype), (1, 3, row["size"], row["size"]), args.patch)
-    inc.policy = "incremental"  # what is checked and timed here is never full inference
-    row["compile"] = time.perf_counter() - start
-    return model.to(device), inc.to(device)
-
-
-def settings(args: argparse.Namespace, limit: float) -> Settings:
-    """What to time, in so many seconds."""
-    if args.quick:
-        return Settings(args.patch, 4 * args.stride, 2, min(limit, 5), (4, 8), VARIANTS[:2])
-    return Settings(args.patch, args.stride, args.rounds, limit, (64, 128, 256, 512))
-
-
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Report:
     """Device and versions."""
-    found: dict[str, Any] = {
+    found: Report = {
         "device": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -179,104 +160,17 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
+def options(args: argparse.Namespace) -> Report:
     """The command line, as data."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
-def passed(report: dict[str, Any]) -> bool:
-    """True if the tests pass, every op and every network is equal to its reference, and no check is void."""
-    if report["tests"]["status"] == "FAILED":
-        return False
-    return not any(row["wrong"] for row in report["ops"]) and all(r["status"] == "ok" for r in report["networks"])
-
-
-def write(report: dict[str, Any], path: Path) -> None:
-    """Write the report as JSON."""
+def write(report: Report, path: Path) -> None:
+    """Write the report as JSON; a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-CHECKED = ("network", "equal", "error", "change")
-COLUMNS = (
-    "network", "precision", "how", "timed", "first s", "map s", "naive s", "ratio (range)", "bound", "batches",
-    "peak GiB", "naive GiB", "16 positions",
-)  # fmt: skip
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as markdown: what was checked, gathers against copies, a line per network, precision and setting."""
-    given = report["options"]
-    lines = [
-        f"{report['machine']['device']}; torch {report['machine']['torch']}; "
-        f"patch {given['patch']}, stride {given['stride']}{'; QUICK' if given['quick'] else ''}",
-        f"kernels: {_kernels(report['kernels'])}",
-        f"tests: {report['tests']['status']} {report['tests'].get('summary', '')}".rstrip(),
-        f"ops: {_ops(report['ops'])}",
-        f"gather as a share of a device copy: {', '.join(_bandwidth(row) for row in report['bandwidths'])}",
-        *_rows(CHECKED, [_checked(row) for row in report["networks"]]),
-    ]
-    cells = [line for row in report["timings"] if row.get("incremental") for line in _cells(row)]
-    lines += _rows(COLUMNS, cells) if cells else []
-    lines += [_kinds(row) for row in report["timings"] if row.get("kinds")]
-    return "\n".join([*lines, "", f"result: {'ok' if passed(report) else 'FAILED'}"])
-
-
-def _rows(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    cells = ["| " + " | ".join(row) + " |" for row in rows]
-    return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *cells]
-
-
-def _kernels(found: dict[str, Any]) -> str:
-    return found.get("error") or f"compiled for {found['target']} in {found['seconds']:.1f} s"
-
-
-def _bandwidth(row: dict[str, Any]) -> str:
-    window = f"{row['queries']} x {row['extent']}^2 x {row['channels']}"
-    return f"{row['ratio']:.0%} ({window}, {row['gather'] / 1e9:.0f} GB/s written)"
-
-
-def _checked(row: dict[str, Any]) -> list[str]:
-    return [row["network"], row["status"], *(f"{row.get(key, float('nan')):.1e}" for key in ("error", "change"))]
-
-
-def _kinds(row: dict[str, Any]) -> str:
-    parts = ", ".join(f"{kind} {1000 * seconds:.1f} ms" for kind, seconds in row["kinds"].items())
-    return f"{row['network']}, {row['precision']}, some batches: {parts}"
-
-
-def _ops(rows: list[dict[str, Any]]) -> str:
-    wrong = [f"{row['op']} {row['dtype']} {row['axes']}d" for row in rows if row["wrong"]]
-    return f"WRONG: {', '.join(wrong)}" if wrong else f"equal in {sum(row['cases'] for row in rows)} random cases"
-
-
-def _cells(row: dict[str, Any]) -> list[list[str]]:
-    naive, few = row["naive"], row["interactive"]
-    speed = f"{_timed(naive, row)}{naive['name']}, batch {naive['batch']}, {naive['tflops']:.2g} TFLOP/s"
-    interactive = f"{few['share']:.2f} of naive ({1000 * few['incremental']:.1f} ms)"
-    return [
-        [
-            row["network"],
-            row["precision"],
-            run["name"],
-            (_timed(run, row) or "all").removesuffix(" timed, "),
-            f"{run['first']:.2f}",
-            f"{run['seconds']:.3f}",
-            f"{naive['seconds']:.3f} ({speed})",
-            f"**{run['ratio']:.2f}x** ({run['lowest']:.2f}–{run['highest']:.2f})",
-            f"{row['bound']:.2f}",
-            f"{run['batches']}",
-            f"{run['peak'] / 2**30:.1f}",
-            f"{naive['peak'] / 2**30:.1f}",
-            interactive if run is row["incremental"][0] else "",
-        ]
-        for run in row["incremental"]
-    ]
-
-
-def _timed(run: dict[str, Any], row: dict[str, Any]) -> str:
-    """How many positions were timed, unless all."""
-    return "" if run["timed"] == row["positions"] else f"{run['timed']} of {row['positions']} timed, "
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(report, indent=1) + "\n")
+    new.replace(path)
 
 
 if __name__ == "__main__":

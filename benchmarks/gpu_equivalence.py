@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_map_only
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from benchmarks.maps import IntArray
-from kcompile.cuda_ops import reads, reference
+from kcompile.cuda_ops import convolved, linear, reads, reference
 from kcompile.runtime.module import IncrementalModule
 
 ERROR = 1e-4  # of scale: the largest error allowed in float32
 CHANGE = 1e-3  # of scale: the least change that the patches must cause, else the check says nothing
 OPS = ("gather", "superimpose", "gather_superimpose", "crop", "read_activated", "read_pooled", "read_joined", "ended")
+SUMMED = ("read_mean", "read_linear", "read_convolved")  # their sums are formed in another order
+ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -88,7 +90,9 @@ def paste(images: Tensor, patches: Tensor, positions: IntArray) -> Tensor:
 def check_ops(device: torch.device, rounds: int, seed: int) -> list[dict[str, Any]]:
     """Each op on random geometry: the device's kernel against the CPU's, or the CPU's against the reference."""
     rows = []
-    for name, dtype, axes in product(OPS, DTYPES, (1, 2, 3)):
+    for name, dtype, axes in product((*OPS, *SUMMED), DTYPES, (1, 2, 3)):
+        if name == "read_convolved" and axes != 2:
+            continue
         torch.manual_seed(seed)
         wrong = sum(not _agree(name, _arguments(axes, dtype)[name], device) for _ in range(rounds))
         rows.append(
@@ -99,9 +103,12 @@ def check_ops(device: torch.device, rounds: int, seed: int) -> list[dict[str, An
 
 def _agree(name: str, given: tuple[Any, ...], device: torch.device) -> bool:
     op: Callable[..., Tensor] = getattr(torch.ops.kcompile, name)
-    plain = getattr(reference, name, None) or getattr(reads, name)
+    modules: tuple[Any, ...] = (reference, reads, linear, convolved)
+    plain: Callable[..., Tensor] = next(getattr(module, name) for module in modules if hasattr(module, name))
     want = (plain if device.type == "cpu" else op)(*given)
     mine = op(*tree_map_only(Tensor, lambda arg: arg.to(device) if arg.is_floating_point() else arg, given))
+    if name in SUMMED:
+        return mine.device.type == device.type and _alike(mine.cpu(), want)
     channels_last = mine.movedim(1, -1).is_contiguous()
     return channels_last and mine.device.type == device.type and _same_bits(mine.cpu(), want)
 
@@ -109,6 +116,14 @@ def _agree(name: str, given: tuple[Any, ...], device: torch.device) -> bool:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal, and NaN where the other is NaN."""
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(0.5), b.nan_to_num(0.5))
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    allowed = ROUNDING[b.dtype] * b.double().abs().max().clamp(min=1.0)
+    return bool((a.double() - b.double()).abs().max() <= allowed)
 
 
 def _arguments(axes: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
@@ -139,6 +154,34 @@ def _arguments(axes: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "read_pooled": (*read, extent, kernel, [_integer(1, 2)] * axes, [0] * axes, ones, 0),
         "read_joined": (*columns, extent, bool(_integer(0, 1)), None, None, -1.0, 2.0),
         "ended": (window, bias, whole, 0.0, 6.0),
+        **_summed(axes, dtype, channels, (bases, queries, patch)),
+    }
+
+
+def _summed(
+    axes: int, dtype: torch.dtype, channels: int, counts: tuple[int, int, list[int]]
+) -> dict[str, tuple[Any, ...]]:
+    """Arguments of the ops that sum up, on finite numbers; the windows are whole maps."""
+    bases, queries, patch = counts
+    queries = queries if _integer(0, 1) else 1
+    sizes, filters = [_integer(3, 14) for _ in range(axes)], _integer(1, 80)
+    base = torch.randn(bases, *sizes, channels).to(dtype)
+    over = torch.randn(queries, *patch, channels).to(dtype).movedim(-1, 1)
+    origins = torch.cat([torch.randint(bases, (queries, 1)), torch.zeros(queries, axes, dtype=torch.int64)], 1)
+    offsets = torch.stack([torch.randint(-p, s + 1, (queries,)) for p, s in zip(patch, sizes, strict=True)], 1)
+    read = (base, over, torch.randn(channels).to(dtype), 0.0, inf, origins, offsets, sizes)
+    share = (channels * prod(sizes)) ** -0.5
+    packed = linear.pack((share * torch.randn(filters, channels * prod(sizes))).to(dtype), prod(sizes))
+    own = torch.randn(filters).to(dtype)
+    before = linear.of_bases(base, packed, own, [0] * axes, sizes)
+    kernel = [_integer(1, 3) for _ in range(axes)]
+    weight = (torch.randn(filters, channels, *kernel) * (channels * prod(kernel)) ** -0.5).to(dtype)
+    ones, steps = [1] * axes, [_integer(1, 2) for _ in range(axes)]
+    tile = _integer(0, len(convolved.TILES) - 1)
+    return {
+        "read_mean": (*read, base.to(reads.wide(dtype)).flatten(1, -2).sum(1)),
+        "read_linear": (*read, packed, own, before),
+        "read_convolved": (*read, weight, own, steps, [_integer(0, 1)] * axes, ones, 0.0, inf, tile),
     }
 
 

@@ -15,14 +15,27 @@ import torch
 from torch import Tensor
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
-from kcompile.cuda_ops import launch, nvrtc
+from kcompile.cuda_ops import launch, nvrtc, triton_conv
+from kcompile.cuda_ops.convolved import TILES
 from kcompile.cuda_ops.cuda_reads import VALUES
 
 ROOT = Path(__file__).resolve().parent.parent
 # channels, cells of the base per axis, of the window, queries: windows of VGG16's and ResNet's layers at patch 16
 GATHERS = ((64, 114, 22, 128), (64, 58, 12, 256), (256, 58, 10, 128), (512, 16, 8, 512), (3, 230, 23, 512))
+WARMED = (torch.float32, torch.bfloat16)
+WARM = """
+import sys, torch
+from kcompile.cuda_ops import triton_conv
+torch.backends.cudnn.allow_tf32 = True
+triton_conv.warm(torch.device(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]))
+"""
+TESTS = (
+    *(f"cuda_ops/test_{name}" for name in ("cuda", "ops", "reads", "linear", "convolved")),
+    *(f"runtime/test_{name}" for name in ("lowering_cuda", "lowering_convs", "cuda_graphs", "tables")),
+)
 KINDS = {
-    "windows": ("windows", "activated", "pooled", "joined", "mean"),
+    "windows": ("windows", "activated", "pooled", "joined", "mean", "linear"),
+    "direct convolutions": ("convolved",),
     "convolutions and products": ("conv", "gemm", "cudnn", "xmma", "cutlass", "winograd", "nchw", "nhwc"),
     "elementwise": ("elementwise", "reduce", "softmax"),
     "copies": ("memcpy", "memset", "copy", "cat"),
@@ -33,24 +46,49 @@ def build(device: torch.device) -> dict[str, Any]:
     """Compile every kernel in one variant each, and load it where the device is a GPU.
 
     Returns:
-        Seconds to compile in all, or why kernels can't be used.
+        Seconds to compile in all, or why kernels can't be used; and whether convolutions can go without windows.
     """
     capability = 90
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = 10 * major + minor
     start = time.perf_counter()
+    against = triton_conv.reason_against(device)
+    triton = f"with windows alone ({against})" if against else f"Triton, tried in {time.perf_counter() - start:.1f} s"
+    if device.type == "cuda" and not against:
+        triton += f", {compile_convolutions(device)}"
+    start = time.perf_counter()
     try:
         target = nvrtc.target_of(capability)
-        for name in ("windows", "activated", "pooled", "joined", "mean"):
+        for name in KINDS["windows"]:
             for value in ("",) if name == "windows" else VALUES.values():
                 given = (("VALUE_TYPE", value),) if value else ()
                 nvrtc.compile_source(name, (*given, ("UNIT_BYTES", 16), ("SPATIAL_AXES", 2)), target)
         if device.type == "cuda" and launch.launcher(device) is None:
-            return {"error": "the kernels can't be loaded (see the warning above)"}
+            return {"error": "the kernels can't be loaded (see the warning above)", "triton": triton}
     except nvrtc.NvrtcError as error:
-        return {"error": str(error)}
-    return {"target": target, "seconds": time.perf_counter() - start}
+        return {"error": str(error), "triton": triton}
+    return {"target": target, "seconds": time.perf_counter() - start, "triton": triton}
+
+
+def compile_convolutions(device: torch.device, limit: float = 70.0) -> str:
+    """The convolutions' kernels, each in a process of its own at once: they compile for seconds each. In words."""
+    start = time.perf_counter()
+    names = [(str(dtype).removeprefix("torch."), tile) for dtype in WARMED for tile in range(len(TILES))]
+    command = [sys.executable, "-c", WARM, str(device)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen([*command, name, str(tile)], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+        for name, tile in names
+    ]
+    failed = 0
+    for one in running:
+        try:
+            failed += one.wait(max(limit - (time.perf_counter() - start), 0.1)) != 0
+        except subprocess.TimeoutExpired:
+            one.kill()
+            failed += 1
+    return f"{len(names) - failed} of {len(names)} tiles compiled in {time.perf_counter() - start:.0f} s"
 
 
 def run_tests(limit: float) -> dict[str, Any]:
@@ -60,8 +98,7 @@ def run_tests(limit: float) -> dict[str, Any]:
     """
     if importlib.util.find_spec("pytest") is None:
         return {"status": "not run: pytest is not installed"}
-    tests = [str(ROOT / "tests" / "cuda_ops" / f"test_{name}.py") for name in ("cuda", "ops", "reads")]
-    tests += [str(ROOT / "tests" / "runtime" / f"test_{name}.py") for name in ("lowering_cuda", "cuda_graphs")]
+    tests = [str(ROOT / "tests" / f"{name}.py") for name in TESTS]
     options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -138,8 +175,9 @@ def time_by_kind(call: Callable[[], object]) -> dict[str, float]:
 def kind_of(kernel: str) -> str:
     """The kind of a kernel, by its name."""
     name = kernel.lower()
-    if name in KINDS["windows"]:
-        return "windows"
+    for kind in ("windows", "direct convolutions"):
+        if name in KINDS[kind]:
+            return kind
     for kind in ("copies", "convolutions and products", "elementwise"):
         if any(part in name for part in KINDS[kind]):
             return kind

@@ -125,8 +125,7 @@ def sample_of(inc: IncrementalModule, positions: IntArray, count: int) -> Sample
 
 def _batches(inc: IncrementalModule, positions: IntArray) -> list[IntArray]:
     runner = inc.executor()
-    overhead = runner.ops * executor_module.OVERHEAD_MACS_PER_OP
-    return list(schedule(inc.plan, positions, inc.plan.patch_shape, runner.batch, overhead))
+    return list(schedule(inc.plan, positions, inc.plan.patch_shape, runner.batch, runner.choice.overhead))
 
 
 def _evenly(sizes: Sequence[int], count: int) -> list[int]:

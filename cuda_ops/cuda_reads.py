@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, prod
 from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from kcompile.cuda_ops import reads
 from kcompile.cuda_ops.cuda import usable
 from kcompile.cuda_ops.launch import Launcher
 from kcompile.cuda_ops.packing import Frame, Source, three, widest
-from kcompile.cuda_ops.reads import Part
+from kcompile.cuda_ops.reads import Join, Part
 
 VALUES = {
     torch.float32: "Float32",
@@ -33,7 +34,7 @@ class Kernel:
         out = frame.out
         self.run, self.frame, self.axes = run, frame, axes
         self.sources = [_source(part).on(out.device) for part in parts]
-        self.biases = [None if part.bias is None else _values(part.bias, out) for part in parts]
+        self.biases = [None if part.bias is None else values_like(part.bias, out) for part in parts]
         self.limits = [(part.low, part.high) for part in parts]
         bits = frame.bits()
         for source in self.sources:
@@ -45,10 +46,7 @@ class Kernel:
         """The struct of one source; of none where there are fewer."""
         if index >= len(self.sources):
             return _NO_SOURCE.pack(self.per) + _EPILOGUE.pack(0, 0.0, 0.0, 0, 0)
-        bias, (low, high) = self.biases[index], self.limits[index]
-        active = bias is not None or (low, high) != (-inf, inf)
-        epilogue = _EPILOGUE.pack(_address(bias), low, high, active, 0)
-        return self.sources[index].pack(self.per) + epilogue
+        return self.sources[index].pack(self.per) + epilogue(self.biases[index], *self.limits[index])
 
     def launch(self, name: str, items: int, tail: bytes = b"", sources: int = 1) -> None:
         """Queue the kernel, whose struct is its sources, the frame, and ``tail``."""
@@ -70,7 +68,7 @@ def read_activated(
 ) -> Tensor:
     """See `reads.read_activated`."""
     part = Part(base, patch, bias, low, high, origins, offsets)
-    if (run := _runner([part], extent)) is None:
+    if (run := runner([part], extent)) is None:
         return reads.read_activated(base, patch, bias, low, high, origins, offsets, extent)
     out = base.new_empty((part.rows, *extent, part.channels))
     if out.numel():
@@ -96,7 +94,7 @@ def read_pooled(
     """See `reads.read_pooled`."""
     part = Part(base, patch, bias, low, high, origins, offsets)
     geometry = (kernel, stride, padding, dilation)
-    if (run := _runner([part], extent)) is None:
+    if (run := runner([part], extent)) is None:
         return reads.read_pooled(base, patch, bias, low, high, origins, offsets, extent, *geometry, divisor)
     out = base.new_empty((part.rows, *reads.pooled_sizes(extent, *geometry), part.channels))
     if out.numel():
@@ -119,46 +117,31 @@ def read_mean(
 ) -> Tensor:
     """See `reads.read_mean`."""
     part = Part(base, patch, bias, low, high, origins, offsets)
-    if (run := _runner([part], extent)) is None:
+    if (run := runner([part], extent)) is None:
         return reads.read_mean(base, patch, bias, low, high, origins, offsets, extent, sums)
     out = base.new_empty((part.rows, part.channels))
     if out.numel():
         totals = None if sums is None else sums.to(device=base.device, dtype=reads.wide(base.dtype)).contiguous()
         frame = Frame(out.view(part.rows, *[1] * len(extent), part.channels))
-        tail = _MEAN.pack(_address(totals), *three(extent), prod(extent))
+        tail = _MEAN.pack(address(totals), *three(extent), prod(extent))
         Kernel(run, frame, len(extent), [part]).launch("mean", 1, tail)
     return out
 
 
-def read_joined(
-    bases: Sequence[Tensor | None],
-    patches: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    origins: Sequence[Tensor | None],
-    offsets: Sequence[Tensor | None],
-    extent: list[int],
-    cat: bool,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    low: float,
-    high: float,
-) -> Tensor:
+def read_joined(*given: Any) -> Tensor:
     """See `reads.read_joined`: a sum is one launch, a concatenation one for each window."""
-    parts = reads.parts_of(bases, patches, biases, lows, highs, origins, offsets)
-    run = _runner(parts, extent) if cat or len(parts) <= 2 else None
+    join = Join.of(*given)
+    parts, extent = join.parts, join.extent
+    run = runner(parts, extent) if join.cat or len(parts) <= 2 else None
     if run is None:
-        columns = (bases, patches, biases, lows, highs, origins, offsets)
-        return reads.read_joined(*columns, extent, cat, scale, shift, low, high)
-    channels = sum(part.channels for part in parts) if cat else parts[0].channels
-    out = parts[0].like.new_empty((parts[0].rows, *extent, channels))
+        return reads.read_joined(*given)
+    out = join.like.new_empty((parts[0].rows, *extent, join.channels))
     if out.numel():
-        factor, summand = (None if values is None else _values(values, out) for values in (scale, shift))
+        factor, summand = (None if values is None else values_like(values, out) for values in (join.scale, join.shift))
         first = 0
-        for some in [[part] for part in parts] if cat else [parts]:
+        for some in [[part] for part in parts] if join.cat else [parts]:
             last = first + some[0].channels
-            tail = _JOIN.pack(_address(factor, first), _address(summand, first), low, high)
+            tail = _JOIN.pack(address(factor, first), address(summand, first), join.low, join.high)
             Kernel(run, Frame(out[..., first:last]), len(extent), some).launch("joined", 2, tail, sources=2)
             first = last
     return out.movedim(-1, 1)
@@ -170,7 +153,7 @@ def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float,
     if other is not None:
         parts.append(Part(None, other, None, -inf, inf, None, None))
     extent = list(result.shape[2:])
-    run = _runner(parts, extent) if all(part.like.shape == result.shape for part in parts) else None
+    run = runner(parts, extent) if all(part.like.shape == result.shape for part in parts) else None
     if run is None:
         return reads.ended(result, bias, other, low, high)
     out = result.new_empty((result.shape[0], *extent, result.shape[1]))
@@ -179,7 +162,7 @@ def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float,
     return out.movedim(-1, 1)
 
 
-def _runner(parts: Sequence[Part], extent: Sequence[int]) -> Launcher | None:
+def runner(parts: Sequence[Part], extent: Sequence[int]) -> Launcher | None:
     """What launches kernels for these windows; None where the reference must run."""
     like, channels = parts[0].like, max(part.channels for part in parts)
     if like.dtype not in VALUES or any(part.like.dtype != like.dtype for part in parts):
@@ -191,10 +174,16 @@ def _source(part: Part) -> Source:
     return Source(part.base, part.patch, part.origins, part.offsets)
 
 
-def _values(values: Tensor, like: Tensor) -> Tensor:
+def values_like(values: Tensor, like: Tensor) -> Tensor:
     """Numbers per channel as the kernels read them."""
     return values.to(device=like.device, dtype=like.dtype).reshape(-1).contiguous()
 
 
-def _address(values: Tensor | None, first: int = 0) -> int:
+def epilogue(bias: Tensor | None, low: float, high: float) -> bytes:
+    """The struct of what ends a patch; the bias must live until the launch."""
+    return _EPILOGUE.pack(address(bias), low, high, bias is not None or (low, high) != (-inf, inf), 0)
+
+
+def address(values: Tensor | None, first: int = 0) -> int:
+    """Where values lie, from one on; 0 for none."""
     return 0 if values is None else values.data_ptr() + first * values.element_size()

@@ -1,25 +1,21 @@
 """CUDA C to device code at first use, by NVRTC: no nvcc and no C compiler is needed, compiling needs no GPU.
 
-What was compiled is kept in the user's cache directory (`native_build.cache_directory`), one file per source,
+What was compiled is kept in the user's cache directory (`kept`), one file per source,
 architecture and compiler.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from kcompile.cuda_ops.native_build import cache_directory
+from kcompile.cuda_ops import kept
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")  # products and sums round one by one, as on the CPU
 Defines: TypeAlias = tuple[tuple[str, str | int], ...]
-DIGEST = hashlib.sha256().digest_size
 
 
 class NvrtcError(RuntimeError):
@@ -42,13 +38,13 @@ def compiled(name: str, defines: Defines, capability: int) -> bytes:
     version = ".".join(map(str, _checked(nvrtc, nvrtc.nvrtcVersion())))
     parts = [version, target, options, *(f"{file}\n{text}" for file, text in sources(name).items())]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    place = cache_folder()
-    kept = None if place is None else place / f"{name}-{target}-{key}.bin"
-    code = None if kept is None else _read(kept)
+    place = kept.folder()
+    file = None if place is None else place / f"{name}-{target}-{key}.bin"
+    code = None if file is None else kept.read(file)
     if code is None:
         code = compile_source(name, defines, target)
-        if kept is not None:
-            _write(kept, code)
+        if file is not None:
+            kept.write(file, code)
     return code
 
 
@@ -95,14 +91,6 @@ def sources(name: str) -> dict[str, str]:
     return {file.name: file.read_text() for file in files}
 
 
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None where nowhere."""
-    try:
-        return cache_directory()
-    except RuntimeError:  # no home directory
-        return None
-
-
 @cache
 def _nvrtc() -> Any:
     try:
@@ -135,27 +123,3 @@ def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
     if int(status) != 0:
         raise NvrtcError(f"NVRTC: {nvrtc.nvrtcGetErrorString(status)[1].decode()}")
     return tuple(rest)
-
-
-def _read(file: Path) -> bytes | None:
-    """What `_write` kept, unless damaged."""
-    try:
-        whole = file.read_bytes()
-    except OSError:
-        return None
-    digest, code = whole[:DIGEST], whole[DIGEST:]
-    return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _write(file: Path, code: bytes) -> None:
-    """Keep code; other processes see all of it or nothing. A folder that can't be written is no error."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(hashlib.sha256(code).digest() + code)
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise

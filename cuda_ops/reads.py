@@ -74,6 +74,48 @@ class Part:
         return reference.gather_superimpose(self.base, patch, self.origins, self.offsets, extent)
 
 
+@dataclass(frozen=True)
+class Join:
+    """Windows that become one tensor.
+
+    Attributes:
+        parts: The windows.
+        extent: Cells of the windows per axis.
+        cat: Join along the channels; otherwise add.
+        scale: [C], with ``shift`` [C], or None.
+        shift: [C].
+        low: Least value of the result.
+        high: Largest value of the result.
+    """
+
+    parts: list[Part]
+    extent: list[int]
+    cat: bool
+    scale: Tensor | None
+    shift: Tensor | None
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, *given: Any) -> Join:
+        """From the op's arguments: `Part`'s attributes, a list of each with an entry for each window, then its own."""
+        columns, own = given[: -len(JOIN_OWN)], given[-len(JOIN_OWN) :]
+        return cls([Part(*row) for row in zip(*columns, strict=True)], *own)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the result's type and device."""
+        return self.parts[0].like
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the result."""
+        return sum(part.channels for part in self.parts) if self.cat else self.parts[0].channels
+
+
+JOIN_OWN = ("extent", "cat", "scale", "shift", "low", "high")
+
+
 def activated(patch: Tensor, bias: Tensor | None, low: float, high: float) -> Tensor:
     """The patch after its convolution's bias and activation."""
     if bias is not None:
@@ -145,44 +187,15 @@ def read_mean(
     return window.to(wide(base.dtype)).mean(dim=list(range(2, window.dim()))).to(base.dtype)
 
 
-def read_joined(
-    bases: Sequence[Tensor | None],
-    patches: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    origins: Sequence[Tensor | None],
-    offsets: Sequence[Tensor | None],
-    extent: list[int],
-    cat: bool,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    low: float,
-    high: float,
-) -> Tensor:
-    """Windows of one extent as one tensor: min(max(joined * scale + shift, low), high).
-
-    Args:
-        bases: One entry for each window, as in `Part`; so are the next ones.
-        patches: Patches.
-        biases: Biases of the convolutions that made the patches.
-        lows: Least values of the patches.
-        highs: Largest values of the patches.
-        origins: Where the windows begin.
-        offsets: Where the patches begin.
-        extent: Cells of the windows per axis.
-        cat: Join along the channels; otherwise add.
-        scale: [C], with ``shift`` [C], or None.
-        shift: [C].
-        low: Least value of the result.
-        high: Largest value of the result.
-    """
-    parts = parts_of(bases, patches, biases, lows, highs, origins, offsets)
-    windows = [part.window(extent) for part in parts]
-    result = torch.cat(windows, 1) if cat else sum(windows[1:], windows[0])
-    if scale is not None and shift is not None:
-        result = _per_channel(shift, result) + result * _per_channel(scale, result)
-    return _channels_last(result.clamp(low, high) if (low, high) != (-inf, inf) else result)
+def read_joined(*given: Any) -> Tensor:
+    """Windows of one extent as one tensor: min(max(joined * scale + shift, low), high); arguments as of `Join.of`."""
+    join = Join.of(*given)
+    windows = [part.window(join.extent) for part in join.parts]
+    result = torch.cat(windows, 1) if join.cat else sum(windows[1:], windows[0])
+    if join.scale is not None and join.shift is not None:
+        result = _per_channel(join.shift, result) + result * _per_channel(join.scale, result)
+    limits = (join.low, join.high)
+    return _channels_last(result.clamp(*limits) if limits != (-inf, inf) else result)
 
 
 def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:
@@ -197,11 +210,6 @@ def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float,
     """
     summed = activated(result, bias, -inf, inf)
     return _channels_last((summed if other is None else summed + other).clamp(low, high))
-
-
-def parts_of(*columns: Sequence[Any]) -> list[Part]:
-    """The windows of a join; arguments as of `read_joined`."""
-    return [Part(*row) for row in zip(*columns, strict=True)]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -271,24 +279,9 @@ def _fake_mean(
     return base.new_empty((origins.shape[0], base.shape[-1]))
 
 
-def _fake_joined(
-    bases: Sequence[Tensor | None],
-    patches: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    origins: Sequence[Tensor | None],
-    offsets: Sequence[Tensor | None],
-    extent: list[int],
-    cat: bool,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    low: float,
-    high: float,
-) -> Tensor:
-    parts = parts_of(bases, patches, biases, lows, highs, origins, offsets)
-    channels = sum(part.channels for part in parts) if cat else parts[0].channels
-    return channels_last_empty(parts[0].like, parts[0].rows, channels, extent)
+def _fake_joined(*given: Any) -> Tensor:
+    join = Join.of(*given)
+    return channels_last_empty(join.like, join.parts[0].rows, join.channels, join.extent)
 
 
 def _fake_ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:

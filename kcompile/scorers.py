@@ -13,6 +13,7 @@ from kcompile.fills import Fill, parts
 from kcompile.heatmap import FloatArray
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.transfers import Arriving
 from kcompile.scoring import Score, scores, select
 
 
@@ -36,9 +37,11 @@ class Question:
 
     def scores(self, outputs: Any, rows: int) -> FloatArray:
         """Scores [rows, K] of the model's outputs."""
-        found = scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows)
-        array: FloatArray = found.detach().float().cpu().numpy()
-        return array
+        return self.arriving(outputs, rows).numpy()
+
+    def arriving(self, outputs: Any, rows: int) -> Arriving:
+        """As `scores`, on their way from the model's device."""
+        return Arriving(scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows))
 
     def linearised(self, outputs: Any, rows: int) -> Tensor:
         """What a linear tail approximates of the outputs: logits [rows, K], or a user's scores."""
@@ -104,8 +107,16 @@ class Exact:
 
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
+        assert self.image is not None, "base comes first"
+        waiting: list[tuple[IntArray, Arriving]] = []  # on a GPU the next group is queued before one is waited for
         for rows, outputs in self.outputs(positions):
-            yield rows, self.question.scores(outputs, len(rows))
+            waiting.append((rows, self.question.arriving(outputs, len(rows))))
+            del outputs  # before the next group runs
+            if len(waiting) > self.image.is_cuda:
+                done, found = waiting.pop(0)
+                yield done, found.numpy()
+        for done, found in waiting:
+            yield done, found.numpy()
 
     def outputs(self, positions: IntArray) -> Iterator[tuple[IntArray, Any]]:
         """As `at`, the model's outputs."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor
 
 from kcompile.core.plan import BaseTensor, Plan
+from kcompile.runtime.derived import Derived
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,25 @@ class BaseStore:
         images: The base images [B, C, *sizes].
         others: The other inputs that have a row for each of them [B, ...].
         beside: Bytes of what else is kept as long as the store is.
+        made: Derived tensors that were asked for, by name.
     """
 
     tensors: dict[str, Tensor]
     images: Tensor
     others: tuple[Tensor, ...] = ()
     beside: int = 0
+    made: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Number of base images."""
         return len(self.images)
+
+    def derived(self, name: str, how: Derived) -> Tensor:
+        """A derived tensor, made when it is first asked for."""
+        if name not in self.made:
+            self.made[name] = how.make(self.tensors[how.base])
+        return self.made[name]
 
     @classmethod
     def fill(

@@ -1,15 +1,19 @@
 """CUDA graphs of a front: where a kind of batch comes again, its launches are captured and from then on replayed.
 
-Off unless `ENABLED` is set before a module's first query on its device: capturing takes longer than running a batch,
-which pays where many maps are made with one module. Base tensors are copied into the graphs' own, once per base.
+Off unless `ENABLED` is set before a module's first query on its device: a batch of 256 queries is estimated to keep a
+GPU busy for longer than the host takes to queue it, and capturing takes longer than running a batch. They are for many
+maps of small networks. Base tensors are copied into the graphs' own, once per base; so there are none under a memory
+budget. All graphs take their memory from one pool, as only one runs at a time and its results are copied out.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,28 +39,31 @@ class _Kept:
 
 def graphed(front: fx.GraphModule) -> Graphed | None:
     """A front with graphs, where these are switched on."""
-    return Graphed(front, captured, _stream) if ENABLED else None
+    return Graphed(front, Captures(), _stream) if ENABLED else None
 
 
 class Graphed:
-    """Runs a front like itself; kinds of batches that came before are captured, up to `MOST` of them."""
+    """Runs a front like itself; kinds of batches that came before are captured, up to `MOST` of them.
+
+    ``seconds``: of the host's clock, that capturing took in all.
+    """
 
     def __init__(self, front: fx.GraphModule, capture: Capture, stream: Callable[[], object]) -> None:
         """Hold the front; ``capture`` makes graphs, ``stream`` names where work is queued."""
         self.front, self.capture, self.stream = front, capture, stream
         names = [str(node.target) for node in front.graph.nodes if node.op == "placeholder"]
-        self.is_base = [name.startswith("base_") for name in names]
+        self.is_base = [name.startswith(("base_", "derived_")) for name in names]
         self.kept: dict[object, _Kept] = {}
         self.seen: Counter[object] = Counter()
         self.bases: list[Tensor] = []
         self.sources: list[Tensor] = []
-        self.most = MOST
+        self.most, self.seconds = MOST, 0.0
         self.lock = threading.Lock()
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The front's results, in tensors of their own."""
-        key = (self.stream(), *(_kind(arg) for arg in args))
-        with self.lock, torch.inference_mode(False), torch.no_grad():  # later calls may be outside of inference mode
+        with self.lock, _device_of(args), torch.inference_mode(False), torch.no_grad():  # later calls may be outside
+            key = (self.stream(), *(_kind(arg) for arg in args))
             kept = self.kept.get(key) or self._new(key, args)
             if kept is not None:
                 self._take_bases(args)
@@ -91,7 +98,9 @@ class Graphed:
             (next(bases) if is_base else next(others)) if isinstance(arg, Tensor) else arg
             for arg, is_base in zip(args, self.is_base, strict=True)
         ]
+        start = time.perf_counter()
         replay, outputs = self.capture(lambda: self.front(*own))
+        self.seconds += time.perf_counter() - start
         return _Kept(inputs, replay, outputs)
 
     def _take_bases(self, args: Sequence[Any]) -> None:
@@ -109,12 +118,26 @@ class Graphed:
         return [arg for arg, is_base in pairs if isinstance(arg, Tensor) and not is_base]
 
 
-def captured(call: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
-    """A CUDA graph of a call; other threads may go on using the device."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = call()
-    return graph.replay, outputs
+class Captures:
+    """Makes CUDA graphs that take their memory from one pool; other threads may go on using the device."""
+
+    def __init__(self) -> None:
+        """Make the pool when it is needed."""
+        self.pool: Any = None
+
+    def __call__(self, call: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
+        """A graph of a call: what replays it, and its results."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            outputs = call()
+        return graph.replay, outputs
+
+
+def _device_of(args: Sequence[Any]) -> AbstractContextManager[object]:
+    """Inside, the device of a call is the current one: graphs are captured on that."""
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
+    return torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
 
 
 def _stream() -> object:

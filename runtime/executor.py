@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from operator import attrgetter
@@ -21,8 +21,9 @@ from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.buckets import buckets
 from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
-from kcompile.runtime.choice import FULL_BATCH, Choice, FloatArray, Way
+from kcompile.runtime.choice import CPU, Choice, Costs, FloatArray, Way
 from kcompile.runtime.cuda_graphs import Graphed
+from kcompile.runtime.derived import Derived
 from kcompile.runtime.full import patched
 from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
@@ -30,11 +31,9 @@ from kcompile.runtime.queue import Queue
 from kcompile.runtime.returning import Returning
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 from kcompile.runtime.scratch import surplus_bytes
+from kcompile.runtime.tables import geometries, index_arrays, sizes_of, uploaded
+from kcompile.runtime.transfers import upload
 
-# One more batch costs about 0.1 ms of host time per op, geometry included; two cores do some 100 multiply-adds a ns.
-OVERHEAD_MACS_PER_OP = 1e7
-OVERHEAD_MACS_PER_BYTE = 3.0  # of weights, which each batch reads again
-FRONT_BATCH = 32
 TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail holds
 
 
@@ -57,23 +56,28 @@ class Call:
 
 @dataclass
 class Executor:
-    """A plan with its graph modules, ready to run; without ``full`` every call is incremental."""
+    """A plan with its graph modules, ready to run; without ``full`` every call is incremental.
+
+    ``tabled``: the geometry of all batches goes to the device at once, before the first batch runs.
+    """
 
     plan: Plan
     front: fx.GraphModule
     tail: fx.GraphModule
     full: Callable[..., Sequence[Tensor]] | None = None
-    batch: int = FRONT_BATCH
-    full_batch: int = FULL_BATCH
+    costs: Costs = CPU
     budget: Budget | None = None
     graphed: Graphed | None = None
+    derived: dict[str, Derived] = field(default_factory=dict)
+    tabled: bool = False
 
     def __post_init__(self) -> None:
         """Remember what the front asks for, by name."""
         self.inputs = [str(node.target) for node in self.front.graph.nodes if node.op == "placeholder"]
         self.ops = sum(node.op == "call_function" for node in self.front.graph.nodes)
-        overhead = self.ops * OVERHEAD_MACS_PER_OP + _weight_bytes(self.front) * OVERHEAD_MACS_PER_BYTE
-        self.choice = Choice(self.plan, overhead)
+        self.batch, self.full_batch = self.costs.batch, self.costs.full_batch
+        overhead = self.ops * self.costs.per_op + _weight_bytes(self.front) * self.costs.per_byte
+        self.choice = Choice(self.plan, overhead, self.costs)
         whole = [read for read in self.plan.reads if read.target is None]
         inside = [prod(layer.shape) for layer in self.plan.layers if layer.placement is Placement.DENSE]
         self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
@@ -96,7 +100,10 @@ class Executor:
         row = max(self.tail_values * store.images.element_size(), 1)
         fits = self.tail_bytes // row  # a front's batch more than fits is no reason to read all weights twice
         most = Limits(
-            self.batch, max(-(-self.tail_bytes // row), self.batch), max(2 * fits, FULL_BATCH), self.full_batch
+            self.batch,
+            max(-(-self.tail_bytes // row), self.batch),
+            max(2 * fits, self.costs.full_batch),
+            self.full_batch,
         )
         return (
             most if self.budget is None else self.needs(sizes).limits(self.budget.room(store.held + self.surplus), most)
@@ -178,7 +185,7 @@ class Executor:
         order = sorted(range(len(batches)), key=lambda i: float(costs[batches[i]].mean()))
         warm, timed = (batches[order[i]] for i in (len(order) // 2, len(order) // 2 - 1))
         rest = [rows for rows in batches if rows is not warm and rows is not timed]
-        taken = np.concatenate(rest)[: 2 * FULL_BATCH]
+        taken = np.concatenate(rest)[: 2 * self.costs.full_batch]
         half = len(taken) // 2
         done = list(self._incremental(call, [warm]))
         ours, seconds = self._clocked(self._incremental(call, [timed]), call)
@@ -215,7 +222,7 @@ class Executor:
 
     def _full_rows(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
         assert self.full is not None, "this executor has no graph for full inference"
-        index = torch.from_numpy(call.base_index[rows]).to(call.store.images.device)
+        index = upload(call.base_index[rows], call.store.images.device)
         images = patched(call.store.images[index], call.patches(rows), call.positions[rows])
         return tuple(self.full(images, *(other[index] for other in call.store.others)))
 
@@ -228,29 +235,50 @@ class Executor:
         self.tail_bytes = min(self.tail_bytes, TAIL_BYTES[0])
 
     def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
+        """The front on all batches; of few kinds, with some queries twice to fill them up, where it is replayed."""
+        filled = [(rows, len(rows)) for rows in batches]
         if self.graphed is not None and batches:
-            yield from self._buckets(call, batches)
-            return
-        for rows in batches:
-            yield from in_parts(partial(self._front, call), rows, self._smaller)
-            call.returning.check()
-
-    def _buckets(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
-        """The same queries in batches of few kinds, without what fills them up."""
-        most = max(map(len, batches))
-        for filled, count in buckets(self.plan, call.regions, np.concatenate(batches), most, self.choice.overhead):
+            most = max(map(len, batches))
+            filled = buckets(self.plan, call.regions, np.concatenate(batches), most, self.choice.overhead)
+        tabled = self._tabled(call, [rows for rows, _ in filled])
+        for (whole, count), run in zip(filled, tabled, strict=True):
+            if count == len(whole):
+                yield from in_parts(run, whole, self._smaller)
+                call.returning.check()
+                continue
             left = count
-            for rows, outputs in in_parts(partial(self._front, call), filled, self._smaller):
+            for rows, outputs in in_parts(run, whole, self._smaller):
                 real = min(len(rows), left)
                 left -= real
                 if real:
                     yield rows[:real], tuple(output[:real] for output in outputs)
+                del outputs  # before the next part is run
+
+    def _tabled(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Callable[[IntArray], tuple[Tensor, ...]]]:
+        """What runs the front on each batch; where tables are wanted, their geometry is worked out here, at once."""
+        if not self.tabled or self.budget is not None or not batches:
+            yield from (partial(self._front, call) for _ in batches)
+            return
+        first = call.patches(batches[0][:1])
+        found = geometries(self.plan, call.positions, tuple(first.shape[2:]), call.regions, batches)
+        bases = [self._bases(call.base_index[rows]) for rows in batches]
+        arrays = [index_arrays(*each) for each in zip(found, bases, strict=True)]
+        for whole, where, tensors in zip(batches, found, uploaded(arrays, first.device), strict=True):
+
+            def run(rows: IntArray, whole: IntArray = whole, where: Any = where, own: Any = tensors) -> Any:
+                if rows is not whole:  # a part of the batch: memory was short
+                    return self._front(call, rows)
+                return self._run_front(self._given(call.store, call.patches(rows), sizes_of(where), own))
+
+            yield run
 
     def _front(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
         here = [region.take(rows) for region in call.regions]
         given = (call.patches(rows), call.positions[rows], call.base_index[rows])
-        run = self.front if self.graphed is None else self.graphed
-        outputs: tuple[Tensor, ...] = run(*self.arguments(call.store, *given, here))
+        return self._run_front(self.arguments(call.store, *given, here))
+
+    def _run_front(self, arguments: list[Any]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = (self.front if self.graphed is None else self.graphed)(*arguments)
         return outputs
 
     def arguments(
@@ -270,20 +298,22 @@ class Executor:
             base_index: [N].
             regions: The plan's regions for these positions, if they were evaluated before.
         """
-        given: dict[str, Any] = {"patches": patches}
+        found = geometry(self.plan, positions, tuple(patches.shape[2:]), regions)
+        (tensors,) = uploaded([index_arrays(found, self._bases(base_index))], patches.device)
+        return self._given(store, patches, sizes_of(found), tensors)
+
+    def _bases(self, base_index: IntArray) -> dict[str, IntArray]:
+        """Which base tensor each query reads, by read."""
+        batched, zeros = {base.name: base.batched for base in self.plan.bases}, np.zeros_like(base_index)
+        return {read.name: base_index if batched[read.base] else zeros for read in self.plan.reads}
+
+    def _given(
+        self, store: BaseStore, patches: Tensor, sizes: dict[str, list[int]], tensors: dict[str, Tensor]
+    ) -> list[Any]:
+        """The front's arguments in the order of its placeholders."""
+        given: dict[str, Any] = {"patches": patches, **sizes, **tensors}
         given.update({f"base_{name}": tensor for name, tensor in store.tensors.items()})
-        batched = {base.name: base.batched for base in self.plan.bases}
-        bases = {read.name: base_index if batched[read.base] else np.zeros_like(base_index) for read in self.plan.reads}
-        arrays: dict[str, IntArray] = {}
-        for name, where in geometry(self.plan, positions, tuple(patches.shape[2:]), regions).items():
-            given[f"{name}_extent"], given[f"{name}_padding"] = list(where.extent), list(where.padding)
-            arrays[f"{name}_origins"] = np.concatenate([bases[name][:, None], where.origins], axis=1)
-            if where.offsets is not None:
-                arrays[f"{name}_offsets"] = where.offsets
-            if where.start is not None and where.at is not None:
-                given[f"{name}_size"] = list(where.size)
-                arrays[f"{name}_start"], arrays[f"{name}_at"] = where.start, where.at
-        given.update(_tensors(arrays, patches.device))
+        given.update({name: store.derived(name, how) for name, how in self.derived.items()})
         return [given[name] for name in self.inputs]
 
     def _results_fit(self, call: Call, sizes: tuple[int, ...]) -> bool:
@@ -291,7 +321,7 @@ class Executor:
         if self.budget is None:
             return True
         limits = call.limits()
-        held = (2 * limits.batch + 2 * FULL_BATCH) * self.needs(sizes).tail.outputs
+        held = (2 * limits.batch + 2 * self.costs.full_batch) * self.needs(sizes).tail.outputs
         return RESERVE * held <= self.budget.nbytes
 
     def _tails(self, call: Call, fronts: Iterator[Group], count: int) -> Iterator[Group]:
@@ -323,15 +353,6 @@ class Executor:
             for part, outputs in in_parts(run, some, self._smaller):
                 yield rows[part], outputs
             call.returning.check()
-
-
-def _tensors(arrays: dict[str, IntArray], device: torch.device) -> dict[str, Tensor]:
-    """Arrays as tensors; they go to another device in one copy."""
-    if device.type == "cpu":
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    joined = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays.values()])).to(device)
-    parts = joined.split([array.size for array in arrays.values()])
-    return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}
 
 
 def _weight_bytes(module: fx.GraphModule) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.core.interval import IntArray
+from kcompile.runtime.transfers import upload
 
 
 def full_graph(materializer: fx.GraphModule, wanted: Sequence[bool]) -> fx.GraphModule:
@@ -49,6 +50,6 @@ class Deferred:
 
 def patched(images: Tensor, patches: Tensor, positions: IntArray) -> Tensor:
     """Copies of images [N, C, *sizes] with patches [N, C, *p] at positions [N, axes]; what sticks out is cropped."""
-    offsets = torch.from_numpy(positions).to(images.device)
+    offsets = upload(positions, images.device)
     laid: Tensor = torch.ops.kcompile.superimpose(images, patches, offsets)
     return laid

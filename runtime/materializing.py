@@ -29,14 +29,21 @@ class Filling:
         rows: Number of all base images.
         first: The first row of the part that runs.
         tensors: What was stored, by name.
-        finite: False once a base tensor had NaN or infinite values.
+        on_host: True while all that was looked at on the host was finite.
+        sums: Of base tensors on a GPU, which isn't waited for.
     """
 
     plan: Plan
     rows: int
     first: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    finite: bool = True
+    on_host: bool = True
+    sums: list[Tensor] = field(default_factory=list)
+
+    @property
+    def finite(self) -> bool:
+        """False if a base tensor had NaN or infinite values."""
+        return self.on_host and (not self.sums or is_finite(torch.stack(self.sums)))
 
     def take(self, index: int, source: Tensor) -> None:
         """Store the part's rows of a base tensor, or the whole of a constant."""
@@ -46,7 +53,10 @@ class Filling:
         elif not base.batched:
             return
         put(base, self.tensors[base.name], source, self.first)
-        self.finite = self.finite and (not base.batched or is_finite(source))
+        if source.is_cuda and base.batched and source.is_floating_point():
+            self.sums.append(source.sum(dtype=torch.float64))  # one that overflows would be no error: slower graphs run
+        else:
+            self.on_host = self.on_host and (not base.batched or is_finite(source))
 
 
 @dataclass

@@ -38,6 +38,7 @@ from kcompile.runtime.returning import Returning
 from kcompile.runtime.runners import Runners
 from kcompile.runtime.scheduler import centre, patch_regions
 from kcompile.runtime.tracking import infer, modes
+from kcompile.runtime.transfers import upload
 from kcompile.runtime.two_boxes import BASES, TwoBoxes
 
 GRAPHS = ("materializer", "front", "tail")
@@ -261,7 +262,7 @@ class IncrementalModule(nn.Module):
             outputs = whole if regions is None else regions.cut(rows, whole)
             if results is None:
                 results = [out.new_empty((len(queries), *out.shape[1:])) for out in outputs]
-            index = torch.from_numpy(rows).to(self._like.device)
+            index = upload(rows, self._like.device)
             for into, out in zip(results, outputs, strict=True):
                 into.index_copy_(0, index, out)
         if results is None:

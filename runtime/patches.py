@@ -16,6 +16,7 @@ from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.runtime.queries import check_kind
+from kcompile.runtime.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -170,4 +171,4 @@ def _constant(patch: Tensor) -> Source:
 
 
 def _picked(tensor: Tensor) -> Callable[[IntArray], Tensor]:
-    return lambda rows: tensor[torch.from_numpy(rows).to(tensor.device)]
+    return lambda rows: tensor[upload(rows, tensor.device)]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from kcompile.runtime import cuda_graphs, lowering_cuda
+from kcompile.runtime import cuda_graphs, lowering_convs, lowering_cuda
 from kcompile.runtime.autocast import autocast_dtype
 from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, SURPLUS, Budget, Kinds
+from kcompile.runtime.choice import CPU, GPU, Costs
 from kcompile.runtime.executor import Executor
 from kcompile.runtime.full import Deferred, full_graph
 from kcompile.runtime.lowering import available, lower
@@ -28,7 +29,8 @@ class Runners:
     """The executors and materializers of a module, by the autocast that they are for.
 
     Attributes:
-        executors: "lowered" is the usual one, others run the graphs as they were emitted.
+        executors: "lowered" ("lowered, TF32" on GPUs that use it) is the usual one; others run the graphs as they were
+            emitted.
         surplus: Packed weights may be larger than the weights, if a memory budget has room for that.
     """
 
@@ -48,9 +50,12 @@ class Runners:
 
     def usual(self) -> Executor:
         """The runner of front and tail with this device's own ops."""
-        if "lowered" not in self.executors:
-            self.executors["lowered"] = self._usual()
-        return self.executors["lowered"]
+        like = self.inc._like
+        on_gpu_by_tf32 = like.is_cuda and lowering_convs.is_tf32(like.dtype)  # what is fastest depends on it
+        key = "lowered, TF32" if on_gpu_by_tf32 else "lowered"
+        if key not in self.executors:
+            self.executors[key] = self._usual()
+        return self.executors[key]
 
     def _usual(self) -> Executor:
         inc, plan = self.inc, self.inc.plan
@@ -62,10 +67,18 @@ class Runners:
             tail = lower(inc.tail, packed, owned=True, spare=rest)
             return self._executor(front, tail, Deferred(lambda: lower(self.full(), packed, spare=rest)))
         if lowering_cuda.available(inc._like):
-            made = self._executor(*lowering_cuda.lower(inc.front, inc.tail, plan, inc._like.dtype), self.full())
-            made.graphed = cuda_graphs.graphed(made.front)
-            return made
+            return self._on_gpu()
         return self._executor(inc.front, inc.tail, self.full())
+
+    def _on_gpu(self) -> Executor:
+        inc = self.inc
+        spare = None if inc.memory_budget is None else inc.memory_budget // RESERVE
+        choice = lowering_convs.measured(inc._like, GPU.batch, spare)
+        lowered = lowering_cuda.lower(inc.front, inc.tail, inc.plan, inc._like.dtype, choice)
+        made = self._executor(lowered.front, lowered.tail, self.full(), GPU)
+        made.derived, made.tabled = lowered.derived, True
+        made.graphed = None if made.budget is not None else cuda_graphs.graphed(made.front)
+        return made
 
     def as_emitted(self, autocast: torch.dtype | None) -> Executor:
         """The runner without oneDNN's ops: where values aren't finite, and for autocast, which doesn't know them."""
@@ -80,13 +93,16 @@ class Runners:
             return inf, inf
         return (self.inc.memory_budget // SURPLUS if self.surplus else 0), 0
 
-    def _executor(self, front: fx.GraphModule, tail: fx.GraphModule, full: Callable[..., Any]) -> Executor:
+    def _executor(
+        self, front: fx.GraphModule, tail: fx.GraphModule, full: Callable[..., Any], costs: Costs | None = None
+    ) -> Executor:
         inc, budget = self.inc, None
+        costs = costs or (GPU if inc._like.is_cuda else CPU)
         if inc.memory_budget is not None:
             rows = inc.inputs.rows(inc.plan, inc._like)
             kinds = self.materializer(autocast_dtype(inc._like.device)).needs(rows).dtypes
             budget = Budget(inc.memory_budget, Kinds(rows, kinds))
-        return Executor(inc.plan, front, tail, full, budget=budget)
+        return Executor(inc.plan, front, tail, full, costs, budget=budget)
 
     def full(self, autocast: torch.dtype | None = None) -> fx.GraphModule:
         """Full inference, as emitted."""

@@ -38,6 +38,9 @@ def scratch_bytes(op: Any, inputs: Sequence[Tensor], results: Sequence[Tensor]) 
         images = [part for part in inputs if part.dim() == 4 and part is not inputs[_FILTERS[op]]]
         moved = sum(_bytes(part) for part in images if not part.movedim(1, -1).is_contiguous() and part.shape[1] > 1)
         return winograd.scratch_bytes(inputs[_FILTERS[op]]) + (moved if op is kcompile.winograd.default else 0)
+    if op is kcompile.read_linear.default:  # the window, where it is one product for the batch
+        weight = [part for part in inputs if part.dim() == 3][-1]
+        return results[0].shape[0] * prod(weight.shape[:2]) * weight.element_size()
     if op in (kcompile.crop.default, kcompile.resample.default):
         return _bytes(inputs[0]) + 2 * sum(map(_bytes, results))
     if op is torch.ops.aten.convolution.default and inputs[0].device.type == "cpu":

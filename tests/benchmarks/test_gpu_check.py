@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_equivalence, gpu_kernels
+from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts
 from benchmarks.gpu_equivalence import Verdict
-from benchmarks.gpu_timing import Naive, Settings
+from benchmarks.gpu_naive import Naive
 from benchmarks.maps import positions_of
 from kcompile.cuda_ops import reference
 
@@ -59,7 +59,7 @@ def test_quick_on_the_cpu(tmp_path: Path) -> None:
     table = done.stdout[done.stdout.index("| network") :]
     assert "| resnet18 | ok |" in table
     assert table.count("| resnet18 | bfloat16 | as is |") == 1
-    assert table.endswith("result: ok\n")
+    assert "\nresult: ok (" in table
 
 
 @pytest.mark.gpu
@@ -90,23 +90,96 @@ def test_verdicts(error: float, change: float, status: str) -> None:
     assert Verdict(error, change).status == status
 
 
-def test_a_crash_fails_and_the_other_networks_still_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("broken", [*gpu_check.SHARES, "resnet18"])
+def test_a_part_that_crashes_fails_and_the_rest_still_runs(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(row: dict[str, Any], *_: Any) -> None:
-        if row["network"] == "first":
-            raise RuntimeError("no memory left")
-        row.update(status="ok")
+    def part(name: str, args: Any, limit: float, save: Any) -> None:
+        assert limit > 0
+        done: dict[str, Any] = {
+            "kernels": {"kernels": {"target": "sm_90", "seconds": 1.0}}, "tests": {"tests": {"status": "ok"}},
+            "ops": {"ops": []}, "bandwidths": {"bandwidths": []},
+        }  # fmt: skip
+        save(done.get(name, {"networks": [{"network": name, "status": "ok"}], "timings": []}))
+        if name == broken:
+            raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(gpu_check, "_run_network", broken)
-    monkeypatch.setattr(gpu_check, "check_ops", lambda *_, **__: [])
-    monkeypatch.setattr(gpu_check, "build", lambda _: {"error": "not now"})
+    monkeypatch.setattr(gpu_check, "run_part", part)
     out = tmp_path / "report.json"
-    assert gpu_check.main(["--device", "cpu", "--networks", "first", "second", "--out", str(out)]) == 1
-    rows = json.loads(out.read_text())["networks"]
-    assert [row["status"] for row in rows] == ["crashed", "ok"]
-    assert "no memory left" in rows[0]["crash"]
-    assert "result: FAILED" in capsys.readouterr().out
+    networks = ["--networks", "resnet18", "vgg16"]
+    assert gpu_check.main(["--device", "cpu", *networks, "--out", str(out)]) == 1
+    report = json.loads(out.read_text())
+    assert report["failures"] == {broken: "RuntimeError: an illegal memory access was encountered"}
+    assert {*gpu_check.SHARES, "networks"} <= report.keys()
+    assert [row["status"] for row in report["networks"]] == ["ok", "ok"]
+    said = capsys.readouterr().out
+    assert said.endswith("s)\n")
+    assert f"FAILED: {broken}: RuntimeError: an illegal" in said
+    assert "result: FAILED" in said
+
+
+def test_a_network_that_cannot_be_made_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(name: str, *_: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(gpu_check, "run_part", part)
+    out = tmp_path / "report.json"
+    assert gpu_check.main(["--device", "cpu", "--networks", "resnet18", "--out", str(out)]) == 1
+    report = json.loads(out.read_text())
+    assert report["networks"] == [{"network": "resnet18", "status": "crashed"}]
+    assert len(report["failures"]) == 5
+
+
+def test_what_was_timed_is_kept_where_the_rest_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(inc: Any, model: Any, device: Any, settings: Any, found: dict[str, Any], save: Any) -> None:
+        found["incremental"] = []
+        save()
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(gpu_parts, "time_network", broken)
+    saved: list[Any] = []
+    args = gpu_check._arguments(["--device", "cpu", "--quick", "--networks", "tiny"])
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu_parts.run_part("tiny", args, 60.0, lambda found: saved.append(json.loads(json.dumps(found))))
+    assert saved[-1]["networks"][0]["status"] == "ok"
+    crash = {"network": "tiny", "incremental": [], "crash": "OutOfMemoryError: no memory left"}
+    assert saved[-1]["timings"] == [{**crash, "precision": precision} for precision in ("tf32", "bfloat16")]
+
+
+PROCESS = """
+import os, sys, time
+name, out = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--part", "--out"))
+if name == "vgg16":
+    time.sleep(60)
+open(out, "w").write('{"networks": [{"network": "%s", "status": "ok"}], "timings": []}' % name)
+if name == "resnet18":
+    os.abort()
+"""
+
+
+def test_processes_that_die_or_hang_lose_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "part.py"
+    script.write_text(PROCESS)
+    monkeypatch.setattr(gpu_check, "__file__", str(script))
+    monkeypatch.setattr(gpu_check, "GRACE", 0.1)
+    args = gpu_check._arguments(["--device", "cpu", "--quick", "--precisions", "tf32", "bfloat16"])
+    found, failure = gpu_check.in_a_process("resnet18", args, 20.0)
+    assert found["networks"] == [{"network": "resnet18", "status": "ok"}]
+    assert failure.startswith("exit code -6")
+    found, failure = gpu_check.in_a_process("vgg16", args, 1.0)
+    assert (found, failure) == ({}, "stopped after 1 s")
+    assert gpu_check.in_a_process("resnet50", args, 20.0)[1] == ""
+
+
+def test_the_command_line_of_a_part_says_what_was_asked_for(tmp_path: Path) -> None:
+    args = gpu_check._arguments(
+        ["--device", "cpu", "--quick", "--precisions", "tf32", "--networks", "tiny", "--processes"]
+    )
+    command = gpu_check._command({**vars(args), "part": "ops", "out": tmp_path / "x.json", "budget": 3.0})
+    again = gpu_check._arguments(command[2:])
+    same = {name: value for name, value in vars(again).items() if name not in ("part", "out", "budget", "processes")}
+    assert same == {name: value for name, value in vars(args).items() if name in same}
+    assert (again.part, again.budget, again.processes) == ("ops", 3.0, None)
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +193,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("windows", "windows"),
         ("joined", "windows"),
+        ("convolved", "direct convolutions"),
         ("sm90_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc", "convolutions and products"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "elementwise"),
         ("Memcpy HtoD (Pageable -> Device)", "copies"),
@@ -133,7 +207,7 @@ def test_kinds_of_kernels(kernel: str, kind: str) -> None:
 @pytest.mark.parametrize("factor", [0.25, 4.0, None])
 def test_the_baseline_is_the_fastest_way_that_works(factor: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     image, positions = torch.randn(3, 8, 8), positions_of(8, 4, 1)
-    naive = Naive(torch.nn.Conv2d(3, 4, 3), image, positions, torch.device("cpu"), Settings(4, 1, 1, 1.0, (4,)))
+    naive = Naive(torch.nn.Conv2d(3, 4, 3), image, positions, torch.device("cpu"), 4, (4,), 1)
     eager = naive.way
     monkeypatch.setattr(naive, "_try", lambda *_: factor)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kcompile.cuda_ops import cuda, launch, nvrtc, reference
+from kcompile.cuda_ops import cuda, kept, launch, nvrtc, reference
 from tests.cuda_ops.test_ops import arguments, random_geometry
 
 WINDOWS = [(("UNIT_BYTES", unit), ("SPATIAL_AXES", axes)) for unit, axes in ((16, 2), (8, 1), (4, 3), (2, 2), (1, 1))]
@@ -34,7 +34,7 @@ needs_nvrtc = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("defines", WINDOWS, ids=str)
 def test_compiles(defines: nvrtc.Defines, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "folder", lambda: None)
     code = nvrtc.compiled("windows", defines, capability)
     assert code.startswith(b"\x7fELF")
     assert b"windows" in code
@@ -54,7 +54,7 @@ def test_values_move_in_accesses_of_the_whole_unit(unit: int, kind: str) -> None
 
 @needs_nvrtc
 def test_a_device_newer_than_nvrtc_gets_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "folder", lambda: None)
     assert b".visible .entry windows" in nvrtc.compiled("windows", ONE, 999)
 
 
@@ -126,9 +126,9 @@ def test_without_a_home_directory_nothing_is_kept(monkeypatch: pytest.MonkeyPatc
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(nvrtc, "cache_directory", homeless)
+    monkeypatch.setattr(kept, "cache_directory", homeless)
     monkeypatch.setattr(nvrtc, "compile_source", lambda *_: b"code")
-    assert nvrtc.cache_folder() is None
+    assert kept.folder() is None
     assert nvrtc.compiled("windows", ONE, 90) == b"code"
 
 
@@ -165,7 +165,7 @@ def test_the_devices_context_is_current_and_then_the_old_one(current: int, monke
     monkeypatch.setattr("cuda.bindings.driver", driver, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=3))
-    monkeypatch.setattr(nvrtc, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "folder", lambda: None)
     run = launch.DriverLauncher(0)
     run.launch("windows", ONE, (1, 1), b"x" * 8)
     assert driver.stack == [current]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kcompile.cuda_ops import cuda_reads, nvrtc, reads, reference
+from kcompile.cuda_ops import cuda_reads, kept, nvrtc, reads, reference
 from tests.cuda_ops.test_nvrtc import needs_nvrtc
 from tests.cuda_ops.test_ops import DEVICES, channels_last, ints, is_channels_last, moved, random_geometry
 from tests.support.cuda_on_cpu import CpuLauncher, needs_gxx
@@ -267,7 +267,7 @@ def test_results_share_no_memory_with_arguments(name: str, seed: int) -> None:
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS.values())))
 def test_compiles(kernel: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "cache_folder", lambda: None)
+    monkeypatch.setattr(kept, "folder", lambda: None)
     value, unit, axes = [("Float32", 16, 2), ("BFloat16", 16, 2), ("Float16", 2, 1), ("Float64", 8, 3)][ints(0, 3)]
     defines = (("VALUE_TYPE", value), ("UNIT_BYTES", unit), ("SPATIAL_AXES", axes))
     assert nvrtc.compiled(kernel, defines, capability).startswith(b"\x7fELF")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_every_way_gives_the_same(inc: IncrementalModule, count: int, bases: int
 
 
 def test_timing_loses_and_repeats_no_query(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "CLEAR", 1e-9)  # nothing is clear
+    monkeypatch.setattr(inc.executor().choice, "costs", replace(choice.CPU, clear=1e-9))  # nothing is clear
     for faster in (Way.INCREMENTAL, Way.FULL):
         inc.materialize(torch.randn(WIDE))
         inc.executor().choice.rates.clear()
@@ -83,14 +85,14 @@ def test_timing_loses_and_repeats_no_query(inc: IncrementalModule, monkeypatch: 
 
 def test_clear_estimates_are_not_timed(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
     inc.materialize(torch.randn(WIDE))
-    monkeypatch.setattr(choice, "CLEAR", 1.0)
+    monkeypatch.setattr(inc.executor().choice, "costs", replace(choice.CPU, clear=1.0))
     ways = _ways(inc, monkeypatch, 300)
     assert ways in ([Way.INCREMENTAL], [Way.FULL])
 
 
 def test_close_estimates_are_timed_once(inc: IncrementalModule, monkeypatch: pytest.MonkeyPatch) -> None:
     inc.materialize(torch.randn(WIDE))
-    monkeypatch.setattr(choice, "CLEAR", 1e-9)
+    monkeypatch.setattr(inc.executor().choice, "costs", replace(choice.CPU, clear=1e-9))
     first, second = _ways(inc, monkeypatch, 300)
     assert first is Way.TIMED
     assert second is not Way.TIMED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 import kcompile
 from kcompile.core.region import evaluate
-from kcompile.runtime import cuda_graphs, lowering_cuda
+from kcompile.runtime import cuda_graphs, lowering_cuda, runners
 from kcompile.runtime.buckets import buckets
+from kcompile.runtime.choice import GPU
 from kcompile.runtime.cuda_graphs import Graphed
 from kcompile.runtime.scheduler import patch_regions
 from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
@@ -74,6 +76,12 @@ class Recorder:
                 output.copy_(value)
 
         return replay, outputs
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that kinds come again within a small map."""
+    monkeypatch.setattr(runners, "GPU", replace(GPU, batch=32, per_op=1e7))
 
 
 @pytest.fixture

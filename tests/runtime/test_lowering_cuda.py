@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import kcompile
-from kcompile.cuda_ops import cuda, cuda_reads
-from kcompile.runtime import lowering_cuda
+from kcompile.cuda_ops import cuda, cuda_linear, cuda_reads
+from kcompile.runtime import lowering_cuda, lowering_windows
+from kcompile.runtime.derived import Lowered
 from tests.support.cuda_on_cpu import CpuLauncher, needs_gxx
 from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
 from tests.support.networks import (
@@ -38,6 +39,7 @@ KERNELS: dict[Any, Callable[..., Tensor]] = {
     for module, names in (
         (cuda, ("gather", "superimpose", "gather_superimpose", "crop")),
         (cuda_reads, ("read_activated", "read_pooled", "read_mean", "read_joined", "ended")),
+        (cuda_linear, ("read_linear",)),
     )
     for name in names
 }
@@ -54,13 +56,13 @@ def on_kernels(on_cpu: CpuLauncher, lowered: None, monkeypatch: pytest.MonkeyPat
     """Modules run as on a GPU, on the kernels' source."""
     plain = lowering_cuda.lower
 
-    def swapped(*given: Any) -> tuple[fx.GraphModule, ...]:
-        modules = plain(*given)
-        for module in modules:
+    def swapped(*given: Any) -> Lowered:
+        lowered = plain(*given)
+        for module in (lowered.front, lowered.tail):
             for node in module.graph.nodes:
                 node.target = KERNELS.get(node.target, node.target)
             module.recompile()
-        return modules
+        return lowered
 
     monkeypatch.setattr(lowering_cuda, "lower", swapped)
     return on_cpu
@@ -127,6 +129,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         ),
         {"read_mean": 2, "hardtanh": 0, "mean.dim": 0},
     ),
+    "linear layer of a map": (
+        lambda: nn.Sequential(
+            conv(3, 8, stride=4), nn.ReLU(), conv(8, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 5 * 6, 7), nn.Tanh(),
+            nn.Linear(7, 3),
+        ),
+        {"read_linear": 1, "linear": 1, "flatten.using_ints": 0, "relu": 0},
+    ),
     "convolutions of single cells": (
         lambda: nn.Sequential(conv(3, 8, 1), nn.ReLU(), conv(8, 8, 1), nn.SiLU()),
         {"ended": 1, "relu": 0, "silu": 1},
@@ -148,7 +157,7 @@ def test_networks_on_the_reference_ops(name: str, lowered: None, seed: int) -> N
 def test_networks_on_the_kernels(name: str, on_kernels: CpuLauncher, seed: int) -> None:
     inc = compiled(NETWORKS[name][0]())
     check(inc)
-    assert {kernel for kernel, _ in on_kernels.launched} & {"activated", "pooled", "joined", "mean"}
+    assert {kernel for kernel, _ in on_kernels.launched} & {"activated", "pooled", "joined", "mean", "linear"}
 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=needs_gxx)])
@@ -209,7 +218,7 @@ def test_an_activation_that_something_else_reads_stays(lowered: None, seed: int)
 def test_arguments_of_pools(op: str, args: tuple[Any, ...], geometry: tuple[Any, ...] | None) -> None:
     graph = fx.Graph()
     node = graph.call_function(getattr(torch.ops.aten, op).default, (graph.placeholder("window"), *args))
-    assert lowering_cuda._pool_geometry(node) == geometry
+    assert lowering_windows.pool_geometry(node) == geometry
 
 
 def test_an_activation_of_two_readers_is_moved_into_both(lowered: None, seed: int) -> None:

@@ -14,7 +14,7 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
 from kcompile.passes.pipeline import compile_model
-from kcompile.runtime.executor import FRONT_BATCH, OVERHEAD_MACS_PER_OP
+from kcompile.runtime.choice import CPU
 from kcompile.runtime.scheduler import centre, geometry, patch_regions, schedule
 from tests.support.networks import Residual, conv
 from tests.support.running import compile_incremental, positions_touching
@@ -72,8 +72,8 @@ def test_whole_map_costs_little_more_than_each_positions_own_boxes(name: str, se
     """Counted in multiply-adds, batches as the executor forms them (DESIGN: like extents)."""
     plan, ops = plan_of(name)
     positions = whole_map()
-    batches = schedule(plan, positions, plan.patch_shape, FRONT_BATCH, ops * OVERHEAD_MACS_PER_OP)
-    assert_partition(batches, len(positions), FRONT_BATCH)
+    batches = schedule(plan, positions, plan.patch_shape, CPU.batch, ops * CPU.per_op)
+    assert_partition(batches, len(positions), CPU.batch)
     spent, own = macs(plan, positions, batches)
     assert own <= spent <= 1.1 * own
     tiles = list(np.array_split(np.arange(len(positions)), len(batches)))
@@ -85,8 +85,8 @@ def test_scattered_positions(name: str, seed: int) -> None:
     plan, ops = plan_of(name)
     rng = np.random.default_rng(seed)
     positions = rng.integers(-15, 224, (300, 2))
-    batches = schedule(plan, positions, plan.patch_shape, FRONT_BATCH, ops * OVERHEAD_MACS_PER_OP)
-    assert_partition(batches, len(positions), FRONT_BATCH)
+    batches = schedule(plan, positions, plan.patch_shape, CPU.batch, ops * CPU.per_op)
+    assert_partition(batches, len(positions), CPU.batch)
     spent, _ = macs(plan, positions, batches)
     in_order = np.array_split(np.arange(len(positions)), len(batches))
     assert spent < macs(plan, positions, in_order)[0]

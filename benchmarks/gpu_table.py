@@ -1,0 +1,108 @@
+"""The report of the GPU check as a table, and its verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Report = dict[str, Any]
+
+CHECKED = ("network", "equal", "error", "change", "error without windows")
+COLUMNS = (
+    "network", "precision", "how", "timed", "first s", "map s", "naive s", "ratio (range)", "bound", "batches",
+    "peak GiB", "naive GiB", "16 positions",
+)  # fmt: skip
+
+
+def passed(report: Report) -> bool:
+    """True if no part failed, the tests pass, every op and every network is equal to its reference, no check void."""
+    if report["failures"] or report.get("tests", {}).get("status") == "FAILED":
+        return False
+    networks = report.get("networks", [])
+    return not any(row["wrong"] for row in report.get("ops", [])) and all(r["status"] == "ok" for r in networks)
+
+
+def table(report: Report) -> str:
+    """As markdown: what was checked, gathers against copies, a line per network, precision and setting; what failed."""
+    given = report["options"]
+    tests = report.get("tests", {"status": "not run"})
+    shares = ", ".join(_bandwidth(row) for row in report.get("bandwidths", []))
+    lines = [
+        f"{report['machine']['device']}; torch {report['machine']['torch']}; "
+        f"patch {given['patch']}, stride {given['stride']}{'; QUICK' if given['quick'] else ''}",
+        f"kernels: {kernels_text(report.get('kernels', {'error': 'not built'}))}",
+        f"tests: {tests['status']} {tests.get('summary', '')}".rstrip(),
+        f"ops: {ops_text(report['ops']) if 'ops' in report else 'not checked'}",
+        f"gather as a share of a device copy: {shares or 'not measured'}",
+        *_rows(CHECKED, [_checked(row) for row in report.get("networks", [])]),
+    ]
+    timings = [row for row in report.get("timings", []) if row.get("incremental")]
+    cells = [line for row in timings for line in _cells(row)]
+    lines += _rows(COLUMNS, cells) if cells else []
+    lines += [_kinds(row) for row in timings if row.get("kinds")]
+    lines += [f"FAILED: {name}: {reason}" for name, reason in report["failures"].items()]
+    seconds = f" ({report['seconds']:.0f} s)" if "seconds" in report else ""
+    return "\n".join([*lines, "", f"result: {'ok' if passed(report) else 'FAILED'}{seconds}"])
+
+
+def kernels_text(found: Report) -> str:
+    """What was built, in a line."""
+    triton = f"; convolutions: {found['triton']}" if "triton" in found else ""
+    return (found.get("error") or f"compiled for {found['target']} in {found['seconds']:.1f} s") + triton
+
+
+def ops_text(rows: list[Report]) -> str:
+    """What the comparison of the ops found, in a line."""
+    wrong = [f"{row['op']} {row['dtype']} {row['axes']}d" for row in rows if row["wrong"]]
+    return f"WRONG: {', '.join(wrong)}" if wrong else f"equal in {sum(row['cases'] for row in rows)} random cases"
+
+
+def _rows(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    cells = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *cells]
+
+
+def _bandwidth(row: Report) -> str:
+    window = f"{row['queries']} x {row['extent']}^2 x {row['channels']}"
+    return f"{row['ratio']:.0%} ({window}, {row['gather'] / 1e9:.0f} GB/s written)"
+
+
+def _checked(row: Report) -> list[str]:
+    return [
+        row["network"],
+        row["status"],
+        *(f"{row.get(key, float('nan')):.1e}" for key in ("error", "change", "direct")),
+    ]
+
+
+def _kinds(row: Report) -> str:
+    parts = ", ".join(f"{kind} {1000 * seconds:.1f} ms" for kind, seconds in row["kinds"].items())
+    return f"{row['network']}, {row['precision']}, some batches: {parts}"
+
+
+def _cells(row: Report) -> list[list[str]]:
+    naive, few = row["naive"], row.get("interactive")
+    speed = f"{_timed(naive, row)}{naive['name']}, batch {naive['batch']}, {naive['tflops']:.2g} TFLOP/s"
+    interactive = "" if few is None else f"{few['share']:.2f} of naive ({1000 * few['incremental']:.1f} ms)"
+    return [
+        [
+            row["network"],
+            row["precision"],
+            run["name"] + (f" (captured in {run['capture']:.1f} s)" if run.get("capture") else ""),
+            (_timed(run, row) or "all").removesuffix(" timed, "),
+            f"{run['first']:.2f}",
+            f"{run['seconds']:.3f}",
+            f"{naive['seconds']:.3f} ({speed})",
+            f"**{run['ratio']:.2f}x** ({run['lowest']:.2f}–{run['highest']:.2f})",
+            f"{row['bound']:.2f}",
+            f"{run['batches']}",
+            f"{run['peak'] / 2**30:.1f}",
+            f"{naive['peak'] / 2**30:.1f}",
+            interactive if run is row["incremental"][0] else "",
+        ]
+        for run in row["incremental"]
+    ]
+
+
+def _timed(run: Report, row: Report) -> str:
+    """How many positions were timed, unless all."""
+    return "" if run["timed"] == row["positions"] else f"{run['timed']} of {row['positions']} timed, "

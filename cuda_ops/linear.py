@@ -1,0 +1,93 @@
+"""``kcompile::read_linear``: a linear layer of whole maps of which patches change some cells; schema and reference.
+
+The arguments before ``weight`` say what is read, as in `reads`; the window is the whole map.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kcompile.cuda_ops.reads import READ
+from kcompile.cuda_ops.schema import LIBRARY
+
+LIBRARY.define(f"read_linear({READ}, Tensor weight, Tensor? own, Tensor? before) -> Tensor")
+
+
+def pack(weight: Tensor, cells: int) -> Tensor:
+    """[cells, C, F] of a layer's [F, C * cells]: what a cell is multiplied by lies in one place."""
+    features = weight.shape[0]
+    return weight.detach().view(features, -1, cells).permute(2, 1, 0).contiguous()
+
+
+def read_linear(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    weight: Tensor,
+    own: Tensor | None,
+    before: Tensor | None,
+) -> Tensor:
+    """The reference: the window, written out, times the weights.
+
+    Args:
+        base: [B, *sizes, C].
+        patch: [N, C, *patch extent].
+        bias: [C], of the convolution that made the patch, or None.
+        low: Least value of the patch.
+        high: Largest value of the patch.
+        origins: [N, 1 + axes].
+        offsets: [N, axes].
+        extent: Cells of the map.
+        weight: [cells, C, F], as `pack` makes them.
+        own: [F], or None.
+        before: [B, F], the bases' own results, or None: with them, a kernel need not read all weights.
+
+    Returns:
+        [N, F].
+    """
+    window = torch.ops.kcompile.read_activated(base, patch, bias, low, high, origins, offsets, extent)
+    rows = window.movedim(1, -1).reshape(window.shape[0], prod(extent) * base.shape[-1])
+    return functional.linear(rows, weight.flatten(0, 1).t(), own)
+
+
+def of_bases(base: Tensor, weight: Tensor, own: Tensor | None, lows: list[int], extent: list[int]) -> Tensor:
+    """``before`` [B, F]: the layer's results for the bases themselves.
+
+    Args:
+        base: [B, *padded sizes, C].
+        weight: As `pack` makes them.
+        own: [F], or None.
+        lows: Padding before the map, per axis.
+        extent: Cells of the map.
+    """
+    for axis, (first, size) in enumerate(zip(lows, extent, strict=True)):
+        base = base.narrow(axis + 1, first, size)
+    return functional.linear(base.reshape(base.shape[0], -1), weight.flatten(0, 1).t(), own)
+
+
+def _fake_linear(
+    base: Tensor,
+    patch: Tensor,
+    bias: Tensor | None,
+    low: float,
+    high: float,
+    origins: Tensor,
+    offsets: Tensor,
+    extent: list[int],
+    weight: Tensor,
+    own: Tensor | None,
+    before: Tensor | None,
+) -> Tensor:
+    return base.new_empty((origins.shape[0], weight.shape[2]))
+
+
+torch.library.register_fake("kcompile::read_linear", _fake_linear, lib=LIBRARY)

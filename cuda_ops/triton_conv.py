@@ -152,7 +152,11 @@ def unit_of(channels: int, item: int) -> int:
 
 def uses_tf32() -> bool:
     """Whether convolutions in float32 may use TF32."""
-    return bool(torch.backends.cudnn.allow_tf32)
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the newer switches were used, and differ by operator
+        cudnn: Any = torch.backends.cudnn
+        return bool(cudnn.conv.fp32_precision == "tf32")
 
 
 def read_convolved(

@@ -199,6 +199,23 @@ def test_what_the_kernel_takes(change: dict[str, Any], fits: bool) -> None:
     assert triton_conv.fits(base, patch, **given) == fits
 
 
+SWITCHES = """
+import json, torch
+from kcompile.cuda_ops.triton_conv import uses_tf32
+found = [uses_tf32()]
+for conv in ("ieee", "tf32"):
+    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cudnn.rnn.fp32_precision = "ieee" if conv == "tf32" else "tf32"
+    found.append(uses_tf32())
+print(json.dumps({"found": found}))
+"""
+
+
+def test_both_kinds_of_switches_say_whether_tf32_is_used() -> None:
+    """In a process of its own: the newer ones can't be set back."""
+    assert interpreted(SWITCHES) == [{"found": [True, False, True]}]
+
+
 def test_rounding_to_tf32(seed: int) -> None:
     """To 10 digits, the nearest ones."""
     values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1.0])])

@@ -52,19 +52,20 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.networks:
         rows.append(measure(name, args))
         print(json.dumps(rows[-1]), flush=True)
+        if args.write:
+            _write(rows, args)
     print("\n" + table(rows))
-    if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        report = {
-            "machine": describe(),
-            "threads": args.threads,
-            "patch": args.patch,
-            "stride": args.stride,
-            "rows": rows,
-        }
-        (RESULTS / f"{args.write}.json").write_text(json.dumps(report, indent=1) + "\n")
-        text = f"{as_text(describe())}\n\n{summary(args.threads)}\n\n{table(rows)}\n"
-        (RESULTS / f"{args.write}.md").write_text(text)
+
+
+def _write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """What there is so far, so that an interrupted run keeps it."""
+    RESULTS.mkdir(exist_ok=True)
+    asked = {name: getattr(args, name) for name in ("threads", "patch", "stride", "rounds", "share", "sample")}
+    report = {"machine": describe(), **asked, "rows": rows}
+    (RESULTS / f"{args.write}.json").write_text(json.dumps(report, indent=1) + "\n")
+    told = ", ".join(f"{name} {value}" for name, value in asked.items())
+    text = f"{as_text(describe())}\n\n{summary(args.threads)}; {told}\n\n{table(rows)}\n"
+    (RESULTS / f"{args.write}.md").write_text(text)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         kcompile.export_onnx(inc, folder, batch=args.batch, score="logit", inline=args.openvino)
         export = time.perf_counter() - start
         exported = kcompile.load_onnx(folder, ["CPUExecutionProvider"], threads=args.threads)
+        exported.policy = "incremental"
         image, positions = torch.randn(3, size, size), positions_of(size, args.patch, args.stride)
         if args.sample:
             positions = positions[np.linspace(0, len(positions) - 1, args.sample).astype(np.int64)]

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from kcompile.core.errors import StaleWeightsError as StaleWeightsError
     from kcompile.core.errors import UnsupportedOpError as UnsupportedOpError
     from kcompile.decay import measure_extents as measure_extents
+    from kcompile.drawn_fills import Blur as Blur
+    from kcompile.drawn_fills import Noise as Noise
     from kcompile.experiment import occlusion as occlusion
     from kcompile.exporting import export_onnx as export_onnx
-    from kcompile.fills import Blur as Blur
-    from kcompile.fills import Noise as Noise
     from kcompile.heatmap import Heatmap as Heatmap
     from kcompile.onnx_module import OnnxModule as OnnxModule
     from kcompile.onnx_module import load_onnx as load_onnx
@@ -56,11 +56,11 @@ _HOMES = {
     "tune": "kcompile.search",
     "verify": "kcompile.verification",
     "Approximation": "kcompile.approximation",
-    "Blur": "kcompile.fills",
+    "Blur": "kcompile.drawn_fills",
     "Heatmap": "kcompile.heatmap",
     "IncrementalModule": "kcompile.runtime.module",
     "MapRegion": "kcompile.runtime.outputs",
-    "Noise": "kcompile.fills",
+    "Noise": "kcompile.drawn_fills",
     "OnnxModule": "kcompile.onnx_module",
     "Pixels": "kcompile.pixels",
     "Progress": "kcompile.progress",

@@ -19,7 +19,8 @@ from kcompile.images import as_images, compiled
 from kcompile.lattice import BoolArray
 from kcompile.scan import Scan, strides_of
 from kcompile.scorers import Exact
-from kcompile.scoring import Score, as_targets, several
+from kcompile.scoring import Score
+from kcompile.targets import as_targets, several
 
 FIRST = 8  # positions per axis of the first map, at least
 

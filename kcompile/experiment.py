@@ -28,7 +28,8 @@ from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scan import Scan, strides_of
 from kcompile.scorers import Exact, Question, Scorer
-from kcompile.scoring import Score, Targets, as_targets, several
+from kcompile.scoring import Score
+from kcompile.targets import Targets, as_targets, several
 from kcompile.tuning import Kind, Tuning
 from kcompile.variants import Changes, Cropping, changed, in_dtype
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from kcompile.api import incrementalize
 from kcompile.comparison import infer_in_full, judge, spread
 from kcompile.core.errors import InputError
+from kcompile.drawn_fills import Blur, Noise
 from kcompile.experiment import occlusion
-from kcompile.fills import Blur, Fill, Noise, as_fill
+from kcompile.fills import Fill, as_fill
 from kcompile.grid import grid, steps
 from kcompile.heatmap import Heatmap
 from kcompile.loading import LoadedModel, load_model
@@ -126,9 +127,9 @@ def fill_of(text: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> Fill:
     name, colon, number = text.partition(":")
     try:
         if name == "blur" and colon:
-            return Blur(float(number))
+            return as_fill(Blur(float(number)), shape, patch)
         if name == "noise" and colon:
-            return Noise(int(number))
+            return as_fill(Noise(int(number)), shape, patch)
         if text in ("mean", "patch-mean", "blur", "noise"):
             return as_fill(text, shape, patch)
         values = [float(part) for part in text.split(",")]

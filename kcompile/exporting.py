@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,10 +18,15 @@ from kcompile.core.onnx_files import FORMAT, HEATMAP, INCREMENTAL, MANIFEST, MAT
 from kcompile.core.version import __version__
 from kcompile.runtime.inputs import TensorInput
 from kcompile.runtime.module import IncrementalModule
-from kcompile.runtime.onnx_module import fitting_batch
+from kcompile.runtime.onnx_runs import fitting_batch
 from kcompile.runtime.structure import structure_data
 from kcompile.runtime.values import Writer
 from kcompile.scoring import select
+
+if TYPE_CHECKING:  # onnx is an extra
+    from onnx import ModelProto
+
+    from kcompile.passes.to_onnx.models import Models
 
 OPSETS = range(18, 24)
 _LARGEST = 2**31 - 1  # bytes of a protocol buffer
@@ -69,41 +74,59 @@ def export_onnx(
         StaleWeightsError: The weights changed after compilation.
         SaveError: The files can't be written.
     """
-    from onnx.inliner import inline_local_functions
-
-    from kcompile.passes.to_onnx.heatmap import heatmap
+    batch = fitting_batch(inc.plan) if batch is None else batch
+    _check(opset, batch, score)
+    inc._check_weights(hashed=True)
     from kcompile.passes.to_onnx.models import Models
 
+    models = Models(_source(inc), opset, embed)
+    made, reason = _made(inc, models, batch, score, output)
+    notes = {"preprocessing": preprocessing, "opset": opset, "batch": batch, "score": score, "no_heatmap": reason}
+    manifest = _manifest(inc, models.types(), notes)
+    _finish(made, manifest, inline)
+    _write(Path(directory), made, models, manifest)
+    return Path(directory)
+
+
+def _check(opset: Any, batch: Any, score: Any) -> None:
     if opset not in OPSETS:
         raise InputError(f"opset is {opset!r}; allowed are {OPSETS[0]} … {OPSETS[-1]}")
-    batch = fitting_batch(inc.plan) if batch is None else batch
     if not isinstance(batch, int) or batch < 1:
         raise InputError(f"batch is {batch!r}; allowed are integers of at least 1")
     if score not in ("probability", "logit"):
         raise InputError(f'score is {score!r}; allowed are "probability" and "logit"')
-    inc._check_weights(hashed=True)
-    models = Models(_source(inc), opset, embed)
-    made = {MATERIALIZE: models.materialize(), INCREMENTAL: models.incremental()}
+
+
+def _made(
+    inc: IncrementalModule, models: Models, batch: int, score: str, output: Any
+) -> tuple[dict[str, ModelProto], str | None]:
+    """The models by their files' names, and why there is none for heat maps."""
+    from kcompile.passes.to_onnx.heatmap import heatmap
+
+    made, reason = {MATERIALIZE: models.materialize(), INCREMENTAL: models.incremental()}, None
     try:
-        scored, reason = _scored(inc, score, output), None
-        made[HEATMAP] = heatmap(models, scored, batch)
+        made[HEATMAP] = heatmap(models, _scored(inc, score, output), batch)
     except (InputError, OnnxExportError) as error:
         if output is not None:
             raise
         reason = str(error)
-    if inline:
-        made = {name: inline_local_functions(model) for name, model in made.items()}
-    notes = {"preprocessing": preprocessing, "opset": opset, "batch": batch, "score": score, "no_heatmap": reason}
-    manifest = _manifest(inc, models.types(), notes)
+    return made, reason
+
+
+def _finish(made: dict[str, ModelProto], manifest: Mapping[str, Any], inline: bool) -> None:
+    """Inline the functions if that is wanted, and add what each model says of itself; in place."""
+    from onnx.inliner import inline_local_functions
+
     for name, model in made.items():
+        made[name] = inline_local_functions(model) if inline else model
         for key, value in _metadata(manifest, name).items():
-            model.metadata_props.add(key=key, value=value)
-    largest = max(made, key=lambda name: made[name].ByteSize())
-    if made[largest].ByteSize() >= _LARGEST:
-        raise OnnxExportError(
-            f"{largest} would have {made[largest].ByteSize()} bytes, ONNX allows 2 GB: use embed=False"
-        )
-    target = Path(directory)
+            made[name].metadata_props.add(key=key, value=value)
+        if (size := made[name].ByteSize()) >= _LARGEST:
+            raise OnnxExportError(f"{name} would have {size} bytes, ONNX allows 2 GB: use embed=False")
+
+
+def _write(target: Path, made: Mapping[str, ModelProto], models: Models, manifest: Mapping[str, Any]) -> None:
+    """Write the files, in place of those of an earlier export."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST, MATERIALIZE, INCREMENTAL, HEATMAP, WEIGHTS):
@@ -116,7 +139,6 @@ def export_onnx(
         (target / MANIFEST).write_text(text, encoding="utf-8")  # last: without it an export is not complete
     except OSError as error:
         raise SaveError(f"can't write to {target}: {error}") from error
-    return target
 
 
 def _source(inc: IncrementalModule) -> Any:
@@ -156,13 +178,15 @@ def _scored(inc: IncrementalModule, score: str, output: Any) -> Any:
 
 
 def _manifest(inc: IncrementalModule, types: Mapping[str, str], notes: Mapping[str, Any]) -> dict[str, Any]:
+    from kcompile.passes.to_onnx.call import name_of_type
+
     return {
         "kcompile": FORMAT,
         "made_by": {"kcompile": __version__, "torch": torch.__version__},
         "id": uuid.uuid4().hex,
         "input_shape": list(inc.plan.input_shape),
         "patch_shape": list(inc.plan.patch_shape),
-        "dtype": str(inc._like.dtype).removeprefix("torch."),
+        "dtype": name_of_type(inc._like.dtype),
         **notes,
         "types": dict(types),
         "outputs": {

@@ -1,7 +1,7 @@
 """Fills: what the patch shows at each position.
 
 The list is closed, and `as_fill` reads it: a number, one per channel, a patch [C, h, w], another image [C, H, W],
-"mean", "patch-mean", "blur" (`Blur`), "noise" (`Noise`), and values in the picture's own units (`pixels.Pixels`).
+"mean", "patch-mean", "blur" and "noise" (`drawn_fills`), and values in the picture's own units (`pixels.Pixels`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
+from kcompile.drawn_fills import NAMED as DRAWN
+from kcompile.drawn_fills import Array, Drawn
 
 Source: TypeAlias = Tensor | Callable[[IntArray], Tensor]
 """The patch [C, *sizes] of all positions, or a function from positions [n, axes] to patches [n, C, *sizes]."""
@@ -29,6 +30,11 @@ class Fill(ABC):
     @abstractmethod
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
         """The patches of one image [C, *S], in its type, on its device; ``sizes`` are the patch's, per axis."""
+
+    def arrays(self, image: Array, sizes: Sequence[int]) -> Array | Callable[[IntArray], Array]:
+        """The same of an array: the patch of all positions, or a function from positions to patches."""
+        source = self.source(torch.from_numpy(image), sizes)
+        return source.numpy() if isinstance(source, Tensor) else lambda at: source(at).numpy()
 
 
 @dataclass(frozen=True)
@@ -69,57 +75,20 @@ class PatchMean(Fill):
 
 
 @dataclass(frozen=True)
-class Blur(Fill):
-    """The image itself, blurred by a gaussian (scikit-image; its border mirrored).
+class Picture(Fill):
+    """A picture that is drawn from the image ("blur", "noise")."""
 
-    Attributes:
-        sigma: Standard deviation in pixels, one number or one per axis; None is half the patch's size along each axis,
-            with which nothing of the patch's own scale is left.
-    """
-
-    sigma: float | Sequence[float] | None = None
+    drawn: Drawn
 
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
-        """Windows of the blurred image."""
-        from skimage.filters import gaussian
-
-        values: Any = [size / 2 for size in sizes] if self.sigma is None else self.sigma
-        sigmas = list(values) if isinstance(values, Sequence) else [values] * len(sizes)
-        if len(sigmas) != len(sizes) or not all(isinstance(s, Real) and 0 < float(s) <= WIDEST for s in sigmas):
-            raise InputError(f"sigma is {self.sigma!r}; allowed are 0 … {WIDEST:g} pixels, one number or one per axis")
-        array = image.detach().double().cpu().numpy()
-        smooth: Any = gaussian  # has no annotations
-        blurred = smooth(array, sigmas, mode="reflect", channel_axis=0, preserve_range=True)
-        return Constant(torch.from_numpy(blurred)).source(image, sizes)
+        """Its windows."""
+        picture = self.drawn.picture(image.detach().double().cpu().numpy(), sizes)
+        return Constant(torch.from_numpy(picture)).source(image, sizes)
 
 
-@dataclass(frozen=True)
-class Noise(Fill):
-    """Gaussian noise with the image's own mean and standard deviation per channel.
-
-    One picture of noise of the image's size is drawn, and the patch shows its pixels at the place. So what a position
-    shows depends on the seed alone: not on stride, roi, device or the order of positions.
-
-    Attributes:
-        seed: Of torch's generator; the same seed gives the same noise.
-    """
-
-    seed: int = 0
-
-    def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
-        """Windows of the noise."""
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed!r}; allowed are integers from 0 to 2**63 - 1")
-        drawn = torch.randn(image.shape, generator=torch.Generator().manual_seed(int(self.seed)), dtype=torch.float64)
-        values = image.detach().double().flatten(1)
-        spread, mean = torch.std_mean(values, dim=1, correction=0)
-        shape = (-1, *[1] * (image.dim() - 1))
-        return Constant(drawn.to(values.device) * spread.reshape(shape) + mean.reshape(shape)).source(image, sizes)
-
-
-WIDEST = 1e4  # pixels; a kernel of more would not fit into memory
-
-NAMED: dict[str, Fill] = {"mean": Mean(), "patch-mean": PatchMean(), "blur": Blur(), "noise": Noise()}
+NAMED: dict[str, Fill] = {
+    "mean": Mean(), "patch-mean": PatchMean(), **{name: Picture(drawn) for name, drawn in DRAWN.items()}
+}  # fmt: skip
 
 
 def as_fill(value: Any, shape: Sequence[int], sizes: Sequence[int]) -> Fill:
@@ -130,6 +99,8 @@ def as_fill(value: Any, shape: Sequence[int], sizes: Sequence[int]) -> Fill:
     """
     if isinstance(value, Fill):
         return value
+    if isinstance(value, Drawn):
+        return Picture(value)
     if isinstance(value, str):
         if value not in NAMED:
             raise InputError(f"value is {value!r}; allowed are {allowed(shape, sizes)}")

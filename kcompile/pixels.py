@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kcompile.core.errors import InputError
+from kcompile.drawn_fills import Drawn
 from kcompile.fills import Constant, Fill, Source, as_numbers, check_value
 
 # Relative to the values' size: what resizing a picture of one colour may round. A step that mixes pixels is far beyond.
@@ -44,7 +45,7 @@ class Pixels(Fill):
         """
         if not callable(self.transform):
             raise InputError(f"the transform is a {type(self.transform).__name__}; allowed are functions of a tensor")
-        if isinstance(self.value, (str, Fill)):
+        if isinstance(self.value, (str, Fill, Drawn)):
             raise InputError(
                 f"Pixels has the value {self.value!r}; allowed are numbers and tensors (named fills are made from the "
                 "image, in the model's units, and need no transform)"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from numbers import Integral
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kcompile.core.errors import InputError
 
 Score: TypeAlias = str | Callable[[Any], Tensor]
-Targets: TypeAlias = int | Sequence[int] | None
 
 
 def select(output: Any, key: Any) -> Any:
@@ -90,23 +87,3 @@ def _logit(values: Tensor, activation: str | None) -> Tensor:
     if activation == "softmax":
         return values.clamp_min(torch.finfo(values.dtype).tiny).log()
     return values.logit(eps=torch.finfo(values.dtype).eps) if activation == "sigmoid" else values
-
-
-def several(target: Any) -> bool:
-    """Whether a list of targets is meant, were it one of length 1."""
-    return bool(np.ndim(target)) if isinstance(target, (Tensor, np.ndarray)) else isinstance(target, Sequence)
-
-
-def as_targets(target: Any, base: Any) -> list[int]:
-    """The classes to explain, by default the one with the highest of the base scores [K].
-
-    Raises:
-        InputError: No class of the model, or an empty list.
-    """
-    if target is None:
-        return [int(np.argmax(base))]
-    plain: Any = target.tolist() if isinstance(target, (Tensor, np.ndarray)) else target
-    chosen: list[Any] = list(plain) if several(target) else [plain]
-    if not chosen or not all(isinstance(one, Integral) and 0 <= int(one) < len(base) for one in chosen):
-        raise InputError(f"target is {target}; the model has classes 0 … {len(base) - 1}")
-    return [int(one) for one in chosen]

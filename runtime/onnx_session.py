@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -78,11 +78,17 @@ class Sessions:
             raise SaveError(f"{path} and {MANIFEST} beside it are of two exports: copy all files of one")
         return session
 
-    def run_arrays(self, name: str, given: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a model on arrays; its results as arrays. Inputs that have a default may be given (a binding can't)."""
+    def run_arrays(
+        self, name: str, given: Mapping[str, Array], wanted: Collection[str] | None = None
+    ) -> dict[str, Array]:
+        """Run a model on arrays; its results (or some of them, and only what these need) as arrays."""
         session = self.open(name)
-        outputs = [value.name for value in session.get_outputs()]
-        return dict(zip(outputs, session.run(outputs, dict(given)), strict=True))
+        outputs = [value.name for value in session.get_outputs() if wanted is None or value.name in wanted]
+        known = {value.name for value in session.get_inputs()}
+        options = self._ort.RunOptions()
+        options.only_execute_path_to_fetches = wanted is not None
+        read = {key: value for key, value in given.items() if key in known}  # others no op reads
+        return dict(zip(outputs, session.run(outputs, read, options), strict=True))
 
     def run(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Run a model on arrays and values on the device; its results as values on the device, by name."""

@@ -23,7 +23,7 @@ Written by `make zoo`: every third model of [the zoo](zoo.md), exported by `kcom
 
 | Column | Meaning |
 |---|---|
-| result | exact: error ≤ 1e-4, or where that fails ≤ 3 times the torch runtime's own; no lowering: an op has no counterpart in ONNX; wrong; void (the network did not react); failed, crashed, timeout |
+| result | exact: error ≤ 1e-4; no lowering: an op has no counterpart in ONNX; wrong; void (the network did not react); failed, crashed, timeout |
 | error, change | largest difference from full inference of really patched images in PyTorch, and what the patches change, as shares of max\\|full output\\| |
 | torch | the same error of the torch runtime |
 | export s, load s | seconds of `export_onnx` and `load_onnx` |

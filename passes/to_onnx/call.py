@@ -14,10 +14,11 @@ from torch import Tensor
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.to_onnx.geometry import Place
 from kcompile.passes.to_onnx.graph import Graph
-from kcompile.passes.to_onnx.weights import Array
+from kcompile.passes.to_onnx.weights import Array, values_of
 
 DTYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.FLOAT,  # NumPy has no such type, and hardly any runtime computes in it
     torch.bool: TensorProto.BOOL, torch.uint8: TensorProto.UINT8, torch.int8: TensorProto.INT8,
     torch.int16: TensorProto.INT16, torch.int32: TensorProto.INT32, torch.int64: TensorProto.INT64,
 }  # fmt: skip
@@ -33,17 +34,30 @@ def dtype_of(dtype: torch.dtype) -> int:
 def array_of(value: Tensor) -> Array:
     """A tensor's values."""
     dtype_of(value.dtype)
-    array: Array = value.detach().cpu().contiguous().numpy()
-    return array
+    return values_of(value)
+
+
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """The type that values have once exported: bfloat16 becomes float32."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def name_of_type(dtype: torch.dtype) -> str:
+    """NumPy's name of the type that values have once exported."""
+    return str(computed(dtype)).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor (or a size, int64 of rank 0) in the graph; ``shape`` has None where sizes differ from batch to batch."""
+    """A tensor (or a size, int64 of rank 0) in the graph; ``shape`` has None where sizes differ from batch to batch.
+
+    ``factor`` is a number that a size is known to be a multiple of.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | None, ...]
+    factor: int = 1
 
     @property
     def rank(self) -> int:

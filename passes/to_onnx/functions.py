@@ -32,17 +32,18 @@ def functions(axes: int, opset: int) -> tuple[FunctionProto, ...]:
 def _made(name: str, axes: int, opset: int) -> FunctionProto:
     graph = Graph(Weights(), name)
     inputs, write = _BODIES[name]
-    result = write(_Cells(graph, axes), *inputs)
+    result = write(Cells(graph, axes), *inputs)
     constants = [helper.make_node("Constant", [], [value.name], value=value) for value in graph.initializers]
     nodes = [*constants, *graph.nodes, helper.make_node("Identity", [result], ["result"])]
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_function(DOMAIN, name_of(name, axes), list(inputs), ["result"], nodes, opsets)
 
 
-class _Cells:
+class Cells:
     """Writes arithmetic on cells of windows of so many axes."""
 
     def __init__(self, graph: Graph, axes: int) -> None:
+        """Write into a graph."""
         self.graph, self.axes = graph, axes
         self.to_last = [0, *range(2, axes + 2), 1]
         self.to_first = [0, axes + 1, *range(1, axes + 1)]
@@ -134,19 +135,19 @@ class _Cells:
         return self.graph.op("Gather", self.rows(window), numbers, axis=0)
 
 
-def _gather(c: _Cells, base: str, origins: str, extent: str) -> str:
+def _gather(c: Cells, base: str, origins: str, extent: str) -> str:
     return c.first(c.gather(base, origins, extent))
 
 
-def _superimpose(c: _Cells, window: str, patch: str, offsets: str) -> str:
+def _superimpose(c: Cells, window: str, patch: str, offsets: str) -> str:
     return c.first(c.lay(c.last(window), c.last(patch), offsets))
 
 
-def _gather_superimpose(c: _Cells, base: str, patch: str, origins: str, offsets: str, extent: str) -> str:
+def _gather_superimpose(c: Cells, base: str, patch: str, origins: str, offsets: str, extent: str) -> str:
     return c.first(c.lay(c.gather(base, origins, extent), c.last(patch), offsets))
 
 
-def _crop(c: _Cells, window: str, first: str, extent: str) -> str:
+def _crop(c: Cells, window: str, first: str, extent: str) -> str:
     return c.first(c.crop(c.last(window), first, extent))
 
 

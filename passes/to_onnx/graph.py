@@ -22,9 +22,10 @@ class Graph:
     value in several places. A graph with a ``parent`` is the body of one of its nodes: what the parent made is seen.
     """
 
-    def __init__(self, weights: Weights, name: str, parent: Graph | None = None) -> None:
-        """Begin an empty graph."""
+    def __init__(self, weights: Weights, name: str, parent: Graph | None = None, opset: int = 18) -> None:
+        """Begin an empty graph, in terms of the ops of an opset (that of the parent)."""
         self.weights, self.name = weights, name
+        self.opset: int = opset if parent is None else parent.opset
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.inputs: list[ValueInfoProto] = []
@@ -89,6 +90,15 @@ class Graph:
         self._names.add(name)
         self.nodes.append(helper.make_node("Identity", [value], [name], name=f"give_{name}"))
         self.outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def mark(self) -> tuple[int, int, dict[Any, tuple[str, ...]]]:
+        """Where the graph stands, for `back_to`."""
+        return len(self.nodes), len(self.initializers), dict(self._known)
+
+    def back_to(self, mark: tuple[int, int, dict[Any, tuple[str, ...]]]) -> None:
+        """Forget what came since."""
+        nodes, initializers, self._known = mark
+        del self.nodes[nodes:], self.initializers[initializers:]
 
     def unique(self, name: str) -> str:
         """A name that nothing has yet."""

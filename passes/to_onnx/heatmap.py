@@ -49,7 +49,7 @@ def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     The loop's body has its weights as initialisers of its own, at the same places of the weights' file: runtimes pack
     weights beforehand only where they are constants of the graph that reads them.
     """
-    graph, plan = Graph(models.weights, "heatmap"), models.plan
+    graph, plan = Graph(models.weights, "heatmap", opset=models.opset), models.plan
     axes, dtype = len(plan.patch_shape), models.source.dtype
     images = models.images(graph)
     sides = [f"patch_{axis}" for axis in range(axes)]
@@ -64,18 +64,21 @@ def heatmap(models: Models, scored: Scored, batch: int) -> ModelProto:
     order = _order(graph, plan, batch, places, count)
     sorted_, trips = _batches(graph, graph.op("Gather", places, order, axis=0), count, batch, axes)
     body = _body(models, graph, bases, patch, sorted_, scored)
-    going = graph.constant(np.array(True))
-    stacked = graph.op("Loop", trips, going, body=body)  # [trips, batch, K]
-    classes = graph.op("Shape", stacked, start=2)
-    flat = graph.op("Reshape", stacked, graph.op("Concat", graph.ints(-1), classes, axis=0))
-    found = graph.op("Slice", flat, graph.ints(0), count, graph.ints(0))
-    index = graph.op("Unsqueeze", order, graph.ints(1))
-    scores = graph.op("ScatterND", found, index, found)  # back into the order that was asked for
+    stacked = graph.op("Loop", trips, graph.constant(np.array(True)), body=body)  # [trips, batch, K]
+    scores = _in_order(graph, stacked, order, count)
     width = base.shape[1]
     graph.output(scores, "scores", dtype_of(base.dtype), ["N", width])
     graph.output(graph.op("Squeeze", base.name, graph.ints(0)), "base_score", dtype_of(base.dtype), [width])
     graph.output(places, "places", TensorProto.INT64, ["N", axes])
     return models.model(graph)
+
+
+def _in_order(graph: Graph, stacked: str, order: str, count: str) -> str:
+    """The scores [N, K] of the positions as they were asked for, of those in batches [trips, batch, K]."""
+    classes = graph.op("Shape", stacked, start=2)
+    flat = graph.op("Reshape", stacked, graph.op("Concat", graph.ints(-1), classes, axis=0))
+    found = graph.op("Slice", flat, graph.ints(0), count, graph.ints(0))
+    return graph.op("ScatterND", found, graph.op("Unsqueeze", order, graph.ints(1)), found)
 
 
 def _grid(graph: Graph, image: tuple[int, ...], sizes: str, stride: str) -> str:

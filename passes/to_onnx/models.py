@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, fx
 
 from kcompile.core.plan import BaseTensor, Plan
-from kcompile.passes.to_onnx.call import Value, array_of, dtype_of
+from kcompile.passes.to_onnx.call import Value, array_of, dtype_of, name_of_type
 from kcompile.passes.to_onnx.functions import functions
 from kcompile.passes.to_onnx.geometry import Geometry
 from kcompile.passes.to_onnx.graph import DOMAIN, Graph
@@ -66,11 +66,11 @@ class Models:
         """The types of the inputs with rows, by their names in the models."""
         kinds = {"image": self.source.dtype}
         kinds |= {f"input_{index}": dtype for index, (_, dtype) in enumerate(self.source.others, start=1)}
-        return {name: str(dtype).removeprefix("torch.") for name, dtype in kinds.items()}
+        return {name: name_of_type(dtype) for name, dtype in kinds.items()}
 
     def materialize(self) -> ModelProto:
         """Image [1, C, *S] (and other inputs with rows) to the outputs and the base tensors [*padded sizes, C]."""
-        graph = Graph(self.weights, "materialize")
+        graph = Graph(self.weights, "materialize", opset=self.opset)
         outputs, bases = self.materialized(graph, self.images(graph))
         for index, value in enumerate(outputs):
             if isinstance(value, Value):
@@ -81,7 +81,7 @@ class Models:
 
     def incremental(self) -> ModelProto:
         """Base tensors, patches [N or 1, C, h, w] and positions int64 [N, axes] to the results for N patched images."""
-        graph, dtype = Graph(self.weights, "incremental"), dtype_of(self.source.dtype)
+        graph, dtype = Graph(self.weights, "incremental", opset=self.opset), dtype_of(self.source.dtype)
         axes = len(self.plan.patch_shape)
         given = {
             base.name: graph.input(f"base_{base.name}", dtype_of(self._dtype(base)), stored_shape(base))

@@ -1,4 +1,4 @@
-"""Lowerings of convolutions, linear layers, products of matrices, and norms."""
+"""Lowerings of linear layers, products of matrices, distances, attention and norms."""
 
 from __future__ import annotations
 
@@ -6,44 +6,6 @@ import torch
 
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.to_onnx.call import Call, Value, lowers
-
-
-@lowers("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
-        "aten.conv2d.padding", "aten.conv3d.padding")  # fmt: skip
-def conv(c: Call) -> str:
-    """Padding that is known only at run time is 0 here: windows hold it."""
-    axes = c["weight"].rank - 2
-    kernel, dilation = [c["weight"].known(2 + i) for i in range(axes)], c.ints("dilation", axes)
-    padding = c["padding"]
-    if padding == "same":
-        total = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-        pads = [t // 2 for t in total] + [t - t // 2 for t in total]
-    else:
-        pads = [0] * 2 * axes if padding == "valid" or isinstance(padding, Value) else c.ints("padding", axes, 0) * 2
-    return c.do("Conv", *_operands(c), kernel_shape=kernel, strides=c.ints("stride", axes), dilations=dilation,
-                group=_groups(c), pads=pads)  # fmt: skip
-
-
-@lowers("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
-def conv_transpose(c: Call) -> str:
-    """The same op."""
-    axes = c["weight"].rank - 2
-    return c.do(
-        "ConvTranspose", *_operands(c), kernel_shape=[c["weight"].known(2 + i) for i in range(axes)],
-        strides=c.ints("stride", axes), dilations=c.ints("dilation", axes), group=_groups(c),
-        pads=c.ints("padding", axes, 0) * 2, output_padding=c.ints("output_padding", axes, 0),
-    )  # fmt: skip
-
-
-def _groups(c: Call) -> int:
-    """ONNX's groups are an attribute: those that the batch is folded into (mixed weights) can't be told."""
-    if not isinstance(c["groups"], int):
-        raise OnnxExportError(f"{c.op} with as many groups as there are queries has no lowering to ONNX")
-    return int(c["groups"])
-
-
-def _operands(c: Call) -> list[str]:
-    return [c[name].name for name in ("input", "weight", "bias") if c.get(name) is not None]
 
 
 @lowers("aten.linear.default")
@@ -72,6 +34,21 @@ def addmm(c: Call) -> str:
         product = c.do("Mul", product, c.number(c["alpha"]))
     added = c.x.name if c.get("beta", 1) == 1 else c.do("Mul", c.x.name, c.number(c["beta"]))
     return c.do("Add", added, product)
+
+
+@lowers("aten.cdist.default")
+def cdist(c: Call) -> str:
+    """Distances of each row of the one from each row of the other."""
+    a, b, order = c["x1"], c["x2"], float(c["p"])
+    away = c.do("Sub", c.do("Unsqueeze", a.name, c.graph.ints(-2)), c.do("Unsqueeze", b.name, c.graph.ints(-3)))
+    last, kinds = c.graph.ints(-1), {1.0: "ReduceL1", 2.0: "ReduceL2"}
+    if order in kinds:
+        return c.do(kinds[order], away, last, keepdims=0)
+    size = c.do("Abs", away)
+    if order in (0.0, float("inf")):
+        return c.do("ReduceMax" if order else "ReduceSum", size if order else c.do("Sign", size), last, keepdims=0)
+    powers = c.do("ReduceSum", c.do("Pow", size, c.number(order)), last, keepdims=0)
+    return c.do("Pow", powers, c.number(1 / order))
 
 
 @lowers("aten.scaled_dot_product_attention.default")

@@ -1,28 +1,27 @@
-"""Lowerings of ops of each cell by itself: functions of several tensors, comparisons, masks."""
+"""Lowerings of ops of each cell by itself: arithmetic and functions of several tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from kcompile.passes.to_onnx.call import Call, Value, lowers
-from kcompile.passes.to_onnx.formula import Operand, Term, term
+from kcompile.passes.to_onnx.call import Call, lowers
+from kcompile.passes.to_onnx.formula import Term, term
 from kcompile.passes.to_onnx.ops_pointwise import _trunc
 
 
-def _ops(names: Sequence[str], overloads: Sequence[str]) -> list[str]:
+def overloads(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """The overloads of ops that exist."""
     found = []
     for name in names:
         packet = getattr(torch.ops.aten, name, None)
-        found += [f"aten.{name}.{o}" for o in overloads if packet is not None and o in packet.overloads()]
+        found += [f"aten.{name}.{o}" for o in wanted if packet is not None and o in packet.overloads()]
     return found
 
 
-_BINARY = ("Tensor", "Scalar", "default", "Scalar_Tensor", "Tensor_Scalar", "Tensor_Tensor", "Scalar_Self", "other",
+BINARY = ("Tensor", "Scalar", "default", "Scalar_Tensor", "Tensor_Scalar", "Tensor_Tensor", "Scalar_Self", "other",
            "Scalar_Other", "Self_Scalar")  # fmt: skip
 
 
@@ -30,7 +29,7 @@ def _pair(*names: str) -> Callable[[Callable[[Call, Term, Term], Term]], Callabl
     """Register a formula of the first two arguments, tensors or numbers, in the result's type."""
 
     def register(function: Callable[[Call, Term, Term], Term]) -> Callable[[Call, Term, Term], Term]:
-        @lowers(*_ops(names, _BINARY))
+        @lowers(*overloads(names, BINARY))
         def lowered(c: Call) -> str:
             a, b = list(c.args.values())[:2]
             return function(c, term(c, a), term(c, b)).name
@@ -70,7 +69,7 @@ def _div(c: Call, a: Term, b: Term) -> Term:
     return a / b
 
 
-@lowers(*_ops(("div", "divide"), ("Tensor_mode", "Scalar_mode")))
+@lowers(*overloads(("div", "divide"), ("Tensor_mode", "Scalar_mode")))
 def divide_rounded(c: Call) -> str:
     """A quotient, rounded down or towards 0."""
     a, b = (term(c, value) for value in list(c.args.values())[:2])
@@ -160,7 +159,7 @@ def _ldexp(c: Call, a: Term, b: Term) -> Term:
     return a * (b * math.log(2)).do("Exp")
 
 
-@lowers(*_ops(("special_xlog1py",), ("default", "other_scalar", "self_scalar")))
+@lowers(*overloads(("special_xlog1py",), ("default", "other_scalar", "self_scalar")))
 def xlog1py(c: Call) -> str:
     """``a log(1 + b)``; 0 where a is 0."""
     a, b = (term(c, value) for value in c.args.values())
@@ -170,6 +169,20 @@ def xlog1py(c: Call) -> str:
 @_pair("sigmoid_backward", "tanh_backward")
 def _gate_gradient(c: Call, a: Term, b: Term) -> Term:
     return a * b * (1.0 - b) if "sigmoid" in c.op else a * (1.0 - b * b)
+
+
+@lowers("aten.silu_backward.default")
+def silu_backward(c: Call) -> str:
+    """``grad * s * (1 + x (1 - s))``, with s the sigmoid of x."""
+    grad, x = (term(c, value) for value in c.args.values())
+    gate = x.do("Sigmoid")
+    return (grad * gate * (x * (1.0 - gate) + 1.0)).name
+
+
+@lowers("aten.native_dropout_backward.default")
+def dropout_backward(c: Call) -> str:
+    """The gradient where the mask is true, scaled."""
+    return (term(c, "grad_output") * term(c, "mask") * float(c["scale"])).name
 
 
 @lowers("aten.threshold_backward.default")
@@ -213,88 +226,3 @@ def prelu(c: Call) -> str:
     slopes = c["weight"]
     shape = c.graph.ints(-1, *[1] * (c.x.rank - 2)) if slopes.known(0) > 1 else c.graph.ints(1)
     return c.do("PRelu", c.x.name, c.reshape(slopes.name, shape))
-
-
-_COMPARED = {
-    "gt": "Greater", "greater": "Greater", "ge": "GreaterOrEqual", "greater_equal": "GreaterOrEqual", "lt": "Less",
-    "less": "Less", "le": "LessOrEqual", "less_equal": "LessOrEqual", "eq": "Equal", "ne": "Equal",
-    "not_equal": "Equal",
-}  # fmt: skip
-
-
-@lowers(*_ops(list(_COMPARED), _BINARY))
-def compare(c: Call) -> str:
-    """A comparison in the type that both promote to."""
-    a, b = list(c.args.values())[:2]
-    dtype = torch.result_type(_probe(a), _probe(b))
-    found = term(c, a, dtype).test(_COMPARED[c.op.split(".")[1]], term(c, b, dtype))
-    return found.do("Not").name if c.op.split(".")[1] in ("ne", "not_equal") else found.name
-
-
-def _probe(value: Any) -> Any:
-    """What PyTorch promotes types by."""
-    return torch.empty([1] * min(value.rank, 1), dtype=value.dtype) if isinstance(value, Value) else value
-
-
-_LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
-_BITS = {
-    "__and__": "And", "__or__": "Or", "__xor__": "Xor", "bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor",
-}  # fmt: skip
-
-
-@lowers(*_ops(list(_LOGICAL), _BINARY))
-def logical(c: Call) -> str:
-    """Of what is not 0."""
-    a, b = (term(c, value, torch.bool) for value in c.args.values())
-    return a.test(_LOGICAL[c.op.split(".")[1]], b).name
-
-
-@lowers(*_ops(list(_BITS), _BINARY))
-def bits(c: Call) -> str:
-    """Bit by bit, or of truth values."""
-    kind = _BITS[c.op.split(".")[1]]
-    a, b = (term(c, value) for value in c.args.values())
-    return a.do(kind if c.out.dtype == torch.bool else f"Bitwise{kind}", b).name
-
-
-@lowers(*_ops(("__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift"), _BINARY))
-def shift(c: Call) -> str:
-    """Times or by a power of two; ONNX shifts unsigned numbers only."""
-    a, b = (term(c, value) for value in c.args.values())
-    power = Term(c, c.tensor(2, c.out.dtype), c.out.dtype).do("Pow", b)
-    if "l" in c.op.split(".")[1].replace("bitwise", ""):
-        return (a * power).name
-    return (a.cast(torch.float64) / power.cast(torch.float64)).do("Floor").cast(c.out.dtype).name
-
-
-@lowers("aten.logical_not.default", "aten.bitwise_not.default")
-def negation(c: Call) -> str:
-    """Not."""
-    if c.x.dtype == torch.bool or "logical" in c.op:
-        return term(c, c.x, torch.bool).do("Not").name
-    return c.do("BitwiseNot", c.x.name)
-
-
-@lowers("aten.where.self", "aten.where.Scalar", "aten.where.ScalarSelf", "aten.where.ScalarOther")
-def where(c: Call) -> str:
-    """One of two values, by a condition."""
-    condition, yes, no = c.args.values()
-    return term(c, condition, torch.bool).where(_side(c, yes), _side(c, no), c.out.dtype).name
-
-
-def _side(c: Call, value: Any) -> Operand:
-    return term(c, value)
-
-
-@lowers("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
-def masked_fill(c: Call) -> str:
-    """A value where a mask is true."""
-    return term(c, "mask", torch.bool).where(term(c, "value"), term(c, c.x), c.out.dtype).name
-
-
-@lowers("aten.copy.default", "aten.expand_as.default")
-def copy(c: Call) -> str:
-    """The one tensor in the other's shape."""
-    first, second = list(c.args.values())[:2]
-    source, like = (second, first) if "copy" in c.op else (first, second)
-    return c.do("Expand", term(c, source).name, c.sizes(like))

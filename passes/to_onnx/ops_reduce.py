@@ -117,6 +117,16 @@ def sort(c: Call) -> tuple[str, ...]:
     return found
 
 
+@lowers("aten.median.dim", "aten.kthvalue.default")
+def ranked(c: Call) -> tuple[str, ...]:
+    """The value of some rank from below, with its place; of an even number the lower median."""
+    dim = c["dim"] % c.x.rank
+    rank = c["k"] if "kth" in c.op else (c.x.known(dim) + 1) // 2
+    found = c.graph.ops("TopK", c.x.name, c.graph.ints(rank), count=2, name=c.label, axis=dim, largest=0, sorted=1)
+    last = c.graph.ints(rank - 1) if c.get("keepdim", False) else c.graph.constant(rank - 1, "int64")
+    return tuple(c.do("Gather", part, last, axis=dim) for part in found)
+
+
 @lowers("aten.cummax.default", "aten.cummin.default")
 def cumulative(c: Call) -> tuple[str, ...]:
     """Cell by cell, with the places of the values."""

@@ -102,6 +102,15 @@ def cut(c: Call) -> str:
     return c.do("Slice", c.x.name, c.shape([start]), c.shape([end]), g.ints(dim), g.ints(step))
 
 
+@lowers("aten.unfold.default")
+def windows(c: Call) -> str:
+    """Windows of one dimension; their cells become the last one."""
+    x, dim = c.x, c["dimension"] % max(c.x.rank, 1)
+    starts = np.arange(0, x.known(dim) - c["size"] + 1, c["step"])
+    found = c.do("Gather", x.name, c.graph.constant(starts[:, None] + np.arange(c["size"])), axis=dim)
+    return c.do("Transpose", found, perm=[d for d in range(x.rank + 1) if d != dim + 1] + [dim + 1])
+
+
 @lowers("aten.select.int")
 def select(c: Call) -> str:
     """One cell of a dimension, which disappears."""
@@ -188,13 +197,14 @@ def rot90(c: Call) -> str:
 
 @lowers("aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.new_ones.default",
         "aten.new_zeros.default", "aten.new_full.default", "aten.zeros.default", "aten.ones.default",
-        "aten.full.default", "aten.empty_like.default", "aten.scalar_tensor.default")  # fmt: skip
+        "aten.full.default", "aten.empty_like.default", "aten.scalar_tensor.default", "aten.fill.Scalar",
+        "aten.fill.Tensor")  # fmt: skip
 def full(c: Call) -> str:
     """One value everywhere."""
     name = c.op.split(".")[1]
-    value: Any = 1 if "ones" in name else c.get("fill_value", c.get("s", 0))
+    value: Any = 1 if "ones" in name else next((c[k] for k in ("fill_value", "s", "value") if c.get(k) is not None), 0)
     given = c.get("size")
-    like = c.sizes(c.x) if name.endswith("_like") else c.shape(list(given or []))
+    like = c.sizes(c.x) if name.endswith("_like") or name == "fill" else c.shape(list(given or []))
     return c.do("Expand", c.number(value), like)
 
 

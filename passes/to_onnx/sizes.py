@@ -58,22 +58,29 @@ def _fake(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def _described(value: Any) -> Any:
-    return Described(value.dtype, tuple(value.shape)) if isinstance(value, (Tensor, FakeTensor)) else value
+    return (
+        Described(value.dtype, tuple(value.shape), (tuple(value.shape),))
+        if isinstance(value, (Tensor, FakeTensor))
+        else value
+    )
 
 
 class Described:
-    """Type and shape of a tensor; a leaf of trees."""
+    """Type and shape of a tensor, and its shape in each run; a leaf of trees."""
 
-    def __init__(self, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
-        """Hold both."""
-        self.dtype, self.shape = dtype, shape
+    def __init__(
+        self, dtype: torch.dtype, shape: tuple[int | None, ...], examples: tuple[tuple[int, ...], ...]
+    ) -> None:
+        """Hold all."""
+        self.dtype, self.shape, self.examples = dtype, shape, examples
 
 
 def _merge(values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, Described):
         sizes = zip(*(value.shape for value in values), strict=True)
-        return Described(first.dtype, tuple(size[0] if len(set(size)) == 1 else None for size in sizes))
+        shape = tuple(size[0] if len(set(size)) == 1 else None for size in sizes)
+        return Described(first.dtype, shape, tuple(value.examples[0] for value in values))
     if isinstance(first, (list, tuple)):
         return tuple(_merge(list(items)) for items in zip(*values, strict=True))
     return first if all(value == first for value in values) else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from contextlib import suppress
+from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+import kcompile.passes.to_onnx.ops_conv
 import kcompile.passes.to_onnx.ops_layers
+import kcompile.passes.to_onnx.ops_masks
 import kcompile.passes.to_onnx.ops_pairs
 import kcompile.passes.to_onnx.ops_pointwise
 import kcompile.passes.to_onnx.ops_pool
@@ -20,6 +24,7 @@ import kcompile.passes.to_onnx.ops_shape
 import kcompile.passes.to_onnx.ops_windows  # noqa: F401  (they register their lowerings)
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.infra import user_line
+from kcompile.passes.to_onnx.by_torch import lowered, whole
 from kcompile.passes.to_onnx.call import LOWERINGS, Call, Value, dtype_of
 from kcompile.passes.to_onnx.geometry import Geometry
 from kcompile.passes.to_onnx.graph import Graph
@@ -54,7 +59,23 @@ class Walk:
         self.reads = {f"{read.name}_{part}": read for read in reads for part in ("origins", "offsets", "start")}
 
     def run(self) -> Any:
-        """Lower everything; what the output node returns, tensors as `Value`s."""
+        """Lower everything; what the output node returns, tensors as `Value`s.
+
+        Where an op can't be lowered, and no other is one of kcompile's, torch.onnx gets the whole graph.
+        """
+        mark = self.graph.mark()
+        try:
+            return self._lowered_all()
+        except OnnxExportError:
+            if self.geometry is not None:
+                raise
+            self.graph.back_to(mark)
+            names = [self.given[str(node.target)] for node in self.module.graph.find_nodes(op="placeholder")]
+            with suppress(OnnxExportError):
+                return whole(self.graph, self.module, self.sizes, names)
+            raise
+
+    def _lowered_all(self) -> Any:
         for node in self.module.graph.nodes:
             if node.op == "output":
                 return self._resolved(node.args[0])
@@ -80,22 +101,35 @@ class Walk:
 
     def _called(self, node: fx.Node, described: Any) -> Any:
         if node.target in _NUMBERS:
-            numbers = [self._number(arg) for arg in node.args]
-            return Value(self.graph.op(_NUMBERS[node.target], *numbers), torch.int64, ())
-        lowering = LOWERINGS.get(str(node.target))
-        if lowering is None or not isinstance(node.target, OpOverload):
-            raise OnnxExportError(f"{node.target} has no lowering to ONNX.\n  {user_line(node)}")
+            numbers = [self._resolved(arg) for arg in node.args]
+            factors = [n.factor if isinstance(n, Value) else n for n in numbers]
+            number = self.graph.op(_NUMBERS[node.target], *map(self._number, numbers))
+            return Value(number, torch.int64, (), prod(factors) if node.target is operator.mul else 1)
         kinds = described if isinstance(described, tuple) else (described,)
         results = tuple(
             Value("", kind.dtype, kind.shape) if isinstance(kind, Described) else Value("", torch.int64, ())
             for kind in kinds
         )
-        names = lowering(
-            Call(self.graph, str(node.target), self._arguments(node), results, node.name, self._place(node))
-        )
-        made = (names,) if isinstance(names, str) else names
+        try:
+            made = self._lowered(node, results)
+        except OnnxExportError as error:
+            raise OnnxExportError(f"{error}\n  {user_line(node)}".rstrip()) from error
         values = tuple(Value(name, r.dtype, r.shape) for name, r in zip(made, results, strict=False))
         return values if isinstance(described, tuple) else values[0]
+
+    def _lowered(self, node: fx.Node, results: tuple[Value, ...]) -> tuple[str, ...]:
+        """By the table of lowerings, or by torch.onnx."""
+        if not isinstance(node.target, OpOverload):
+            raise OnnxExportError(f"{node.target} has no lowering to ONNX")
+        for result in results:
+            dtype_of(result.dtype)
+        lowering = LOWERINGS.get(str(node.target))
+        if lowering is None:
+            resolved = {arg: self._resolved(arg) for arg in node.all_input_nodes}
+            return lowered(self.graph, node, self.sizes, resolved)
+        call = Call(self.graph, str(node.target), self._arguments(node), results, node.name, self._place(node))
+        names = lowering(call)
+        return (names,) if isinstance(names, str) else names
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         """By the schema's names; constants as tensors where an op of ours takes tables."""
@@ -122,8 +156,7 @@ class Walk:
         name = self.graph.weight(value, str(node.target))
         return Value(name, value.dtype, tuple(value.shape))
 
-    def _number(self, arg: Any) -> str:
-        value = self._resolved(arg)
+    def _number(self, value: Any) -> str:
         return value.name if isinstance(value, Value) else self.graph.constant(value, "int64")
 
     def _place(self, node: fx.Node) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Weights:
         """A tensor's values and their digest; of each tensor once, however many models hold it."""
         key = (value.data_ptr(), value.dtype, value.device, tuple(value.shape), value.stride())
         if key not in self._tensors:
-            array: Array = value.detach().cpu().contiguous().numpy()
+            array = values_of(value)
             self._tensors[key] = value, array, digest(array)  # the tensor is held: its place stays its own
         return self._tensors[key][1:]
 
@@ -73,6 +74,13 @@ class Weights:
             for gap, value in self._parts:
                 file.write(bytes(gap))
                 file.write(value.reshape(-1).view(np.uint8).data)
+
+
+def values_of(value: Tensor) -> Array:
+    """A tensor's values; those of bfloat16 in float32."""
+    kept = value.detach().cpu().contiguous()
+    array: Array = (kept.float() if kept.dtype == torch.bfloat16 else kept).numpy()
+    return array
 
 
 def digest(value: Array) -> bytes:

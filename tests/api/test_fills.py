@@ -26,7 +26,7 @@ def expected(value: Any, image: Tensor, row: int, col: int, size: tuple[int, int
         return image[own].mean((1, 2))[:, None, None].expand(3, *size)
     if value == "noise" or isinstance(value, kcompile.Noise):
         seed = 0 if value == "noise" else value.seed
-        drawn = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(image.shape)))
         return (drawn * image.std((1, 2), correction=0)[:, None, None] + image.mean((1, 2))[:, None, None])[own].float()
     sigma = [s / 2 for s in size] if value == "blur" else np.broadcast_to(value.sigma, 2)
     blurred = [gaussian_filter(channel.double().numpy(), sigma, mode="reflect") for channel in image]
@@ -94,7 +94,7 @@ def test_patches_are_made_a_part_at_a_time(value: Any, seed: int, monkeypatch: p
     assert whole.scores.size == 90
     for limit, sizes in ((7 * 3 * 6 * 5 * 4, [7] * 12 + [6]), (1, [1] * 90), (1 << 30, [90])):
         held.clear()
-        monkeypatch.setattr("kcompile.runtime.module.CHUNK_BYTES", limit)
+        monkeypatch.setattr("kcompile.runtime.runners.CHUNK_BYTES", limit)
         heat = kcompile.occlusion(inc, image, stride=2, value=value)
         assert [count for count, _ in held] == sizes
         assert max(size for _, size in held) <= max(limit, 3 * 6 * 5 * 4)
@@ -110,7 +110,9 @@ def test_noise_is_reproducible_and_belongs_to_the_place(seed: int) -> None:
     np.testing.assert_allclose(part.scores, one.scores[3:15:2, 4:17:2], atol=1e-5)
     other = kcompile.occlusion(inc, image, stride=1, value=kcompile.Noise(1))
     assert np.abs(other.scores - one.scores).max() > 1e-4
-    drawn = kcompile.Noise(3).source(torch.cat([tinted()] * 20, 2), (25, 440))  # a patch as large as the image
+    drawn = fills.Picture(kcompile.Noise(3)).source(
+        torch.cat([tinted()] * 20, 2), (25, 440)
+    )  # a patch as large as the image
     assert isinstance(drawn, Tensor)
     torch.testing.assert_close(drawn.mean((1, 2)), torch.tensor([1.0, -1.0, 3.0]), atol=0.4, rtol=0)
     torch.testing.assert_close(drawn.std((1, 2)), torch.full((3,), 2.0), atol=0.4, rtol=0)
@@ -118,7 +120,7 @@ def test_noise_is_reproducible_and_belongs_to_the_place(seed: int) -> None:
 
 def test_a_wide_blur_is_nearly_the_mean_and_a_narrow_one_the_image(seed: int) -> None:
     image, at = tinted(), np.array([[0, 0], [7, 9], [19, 17]])
-    wide, narrow = (kcompile.Blur(sigma).source(image, PATCH) for sigma in (200, 1e-3))
+    wide, narrow = (fills.Picture(kcompile.Blur(sigma)).source(image, PATCH) for sigma in (200, 1e-3))
     assert callable(wide)
     assert callable(narrow)
     mean = image.mean((1, 2))[None, :, None, None].expand(3, 3, *PATCH)

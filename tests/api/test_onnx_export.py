@@ -76,7 +76,11 @@ def test_patch_wholly_outside_leaves_the_base(pair: Any) -> None:
     assert np.abs(found["scores"] - found["base_score"]).max() <= 1e-6
 
 
-@pytest.mark.parametrize("value", [0.0, [1.0, 2.0, 3.0], "mean", "patch-mean", "blur", "patch", "image"], ids=str)
+FILLS = [0.0, [1.0, 2.0, 3.0], "mean", "patch-mean", "blur", "noise", kcompile.Blur((1.0, 3.0)), kcompile.Noise(7),
+         kcompile.Pixels(0.5, lambda x: x * 3 - 1), "patch", "image"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", FILLS, ids=lambda value: type(value).__name__ + str(value)[:12])
 @pytest.mark.parametrize("score", ["probability", "logit"])
 def test_occlusion_is_the_torch_modules(pair: Any, value: Any, score: str, seed: int) -> None:
     inc, folder = pair
@@ -91,7 +95,46 @@ def test_occlusion_is_the_torch_modules(pair: Any, value: Any, score: str, seed:
 
 
 def model(folder: Path) -> kcompile.OnnxModule:
-    return kcompile.load_onnx(folder, CPU, threads=1)
+    found = kcompile.load_onnx(folder, CPU, threads=1)
+    found.policy = "incremental"
+    return found
+
+
+def test_several_images_and_targets(pair: Any, seed: int) -> None:
+    inc, folder = pair
+    images = noise((2, *SHAPE))
+    for given in (images, list(images), [image[None] for image in images]):
+        want, got = kcompile.occlusion(inc, given, stride=9), model(folder).occlusion(given, stride=9)
+        assert [heat.target for heat in got] == [heat.target for heat in want]
+        for one, other in zip(got, want, strict=True):
+            assert np.abs(one.all_scores - other.all_scores).max() <= 1e-5
+    assert np.abs(got[0].all_scores - got[1].all_scores).max() > 1e-4, "void: one map twice"
+    both = model(folder).occlusion(images[0], stride=9, target=[3, 1])
+    assert [heat.target for heat in both] == [3, 1]
+    ((one,), _) = model(folder).occlusion(images, stride=9, target=[2])
+    assert one.target == 2
+    calls: list[int] = []
+
+    def until_the_second(progress: Any) -> bool:
+        calls.append(progress.image)
+        return progress.image == 0
+
+    maps = model(folder).occlusion(images, stride=2, callback=until_the_second)
+    assert [heat.complete for heat in maps] == [True, False]
+    assert calls[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ([], ["empty"]),
+        ([noise((2, *SHAPE))], ["batch of 2"]),
+        ([noise(SHAPE), noise((3, 30, 36))], ["(3, 30, 36)"]),
+    ],
+)
+def test_lists_that_are_refused(pair: Any, image: Any, parts: list[str]) -> None:
+    with refused(InputError, *parts):
+        model(pair[1]).occlusion(image, stride=9)
 
 
 def test_own_score_and_callback(pair: Any) -> None:
@@ -106,7 +149,11 @@ def test_own_score_and_callback(pair: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"value": "noise"}, ["'noise'", "patch-mean"]),
+        ({"value": "grain"}, ["'grain'", "patch-mean"]),
+        ({"value": kcompile.Blur(-1.0)}, ["sigma is -1.0"]),
+        ({"value": object()}, ["object", "arrays"]),
+        ({"score": lambda out: out.sum()}, ["shape ()", "[N]"]),
+        ({"target": []}, ["[]", "0 … 4"]),
         ({"value": [1.0, 2.0]}, ["(2,)", "[3]"]),
         ({"target": 9}, ["9", "0 … 4"]),
         ({"score": "odds"}, ["'odds'"]),
@@ -246,15 +293,9 @@ def test_bad_options(pair: Any, options: Any, parts: list[str], tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_types_without_counterpart(tmp_path: Path) -> None:
-    inc = incremental(ready(conv(3, 4), SHAPE, torch.bfloat16), SHAPE, PATCH)
-    with refused(OnnxExportError, "bfloat16", "float32"):
-        kcompile.export_onnx(inc, tmp_path)
-
-
 def test_models_too_large_for_a_file(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kcompile.exporting._LARGEST", 1000)
-    with refused(OnnxExportError, HEATMAP, "embed=False"):
+    with refused(OnnxExportError, MATERIALIZE, "embed=False"):
         kcompile.export_onnx(pair[0], tmp_path, embed=True)
     assert not list(tmp_path.iterdir())
 

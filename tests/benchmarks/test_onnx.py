@@ -1,29 +1,29 @@
-"""The benchmark of exports from its command line, on a tiny network."""
+"""The benchmarks of ONNX exports: ways to gather agree, and the table tells what was asked for."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+import numpy as np
 import pytest
 
-from benchmarks import onnx
+from benchmarks import onnx_gather
+from benchmarks.onnx import table
 
 
-@pytest.mark.parametrize("openvino", [False, True])
-def test_measures_a_tiny_network(
-    openvino: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if openvino:
-        pytest.importorskip("openvino")
-    monkeypatch.setattr(onnx, "RESULTS", tmp_path)
-    words = ["tiny", "--patch", "6", "--stride", "4", "--rounds", "2", "--share", "8", "--batch", "8", "--write", "out"]
-    onnx.main([*words, *(["--openvino"] if openvino else [])])
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert row["positions"] == 49
-    assert row["error"] <= 1e-5
-    assert row["change"] >= 1e-3
-    sides = {"two", "one", "onnxruntime"} | ({"openvino one", "openvino-f32"} if openvino else set())
-    assert set(row["seconds"]) == sides
-    assert all(len(values) == 2 for values in row["seconds"].values())
-    assert (tmp_path / "out.md").read_text().splitlines()[-1] in capsys.readouterr().out
+@pytest.mark.parametrize("name", [name for name in onnx_gather.WAYS if "used" not in name])
+def test_ways_to_gather_make_the_same_windows(name: str) -> None:
+    given = onnx_gather.inputs(onnx_gather.Case(5, 9, 3, 6, 4))
+    ways = [onnx_gather.used, onnx_gather.WAYS[name]]
+    want, got = (onnx_gather.session(way).run(None, given)[0] for way in ways)
+    assert want.shape == (4, 5, 6, 6)
+    assert np.array_equal(got, want)
+    laid = want[:, :, 1:4, 1:4]
+    assert np.array_equal(laid, given["patch"]), "void: no patch is laid"
+
+
+def test_table_marks_missed_bounds() -> None:
+    took = {"onnxruntime": 30.0, "two": 10.0, "one": 11.0}
+    row = {"network": "vgg16", "positions": 9, "median": took, "bound": 9.0, "error": 1e-7, "change": 1e-2,
+           "weights_mb": 1.0, "parameters_mb": 1.0}  # fmt: skip
+    text = table([row])
+    assert "**3.00x** (asked: 6.0x, missed)" in text
+    assert "| 1.100 |" in text

@@ -294,7 +294,7 @@ def test_names_do_not_shadow_the_library() -> None:
 
 def test_patches_are_made_in_parts(ours: Occlusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little memory for patches, and more images than are made the base at once."""
-    monkeypatch.setattr("kcompile.runtime.module.CHUNK_BYTES", 5000)
+    monkeypatch.setattr("kcompile.runtime.runners.CHUNK_BYTES", 5000)
     monkeypatch.setattr("kcompile.engine.IMAGES_AT_ONCE", 2)
     images = noise((3, *SHAPE))
     for window in (WINDOW, (2, 6, 5)):

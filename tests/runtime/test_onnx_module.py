@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import kcompile
 from kcompile.core.errors import InputError, NotMaterializedError, PositionError, SaveError
 from kcompile.core.onnx_files import HEATMAP, INCREMENTAL, MANIFEST, MATERIALIZE, WEIGHTS
+from kcompile.runtime.onnx_session import CUDA
 from tests.support.equivalence import PATCH, SHAPE, compiled, incremental, noise, refused
 from tests.support.exported import CPU, anywhere, assert_alike, exported
 from tests.support.networks import conv, pooled_head, ready
@@ -76,6 +78,72 @@ def test_two_boxes(pair: Any, apart: int, mask: Any) -> None:
     which = torch.randint(2, (6,))
     got, want = (m.forward_patches(patches, positions, mask=mask, base_index=which) for m in (model, inc))
     assert_alike(got, want, inc.base_output[:1])
+
+
+@pytest.mark.parametrize("boxes", [1, 2])
+@pytest.mark.parametrize("way", ["full", "auto"])
+def test_full_inference_by_the_same_export(pair: Any, way: str, boxes: int, monkeypatch: Any, seed: int) -> None:
+    """ "auto" runs so small a map in full."""
+    _, model = pair
+    runs = []
+    full = type(model.materializer).full
+    monkeypatch.setattr(type(model.materializer), "full", lambda *args: runs.append(1) or full(*args))
+    positions = anywhere(SHAPE, (3, 2), 7)
+    positions = positions if boxes == 1 else np.stack([positions, positions[::-1]], axis=1)
+    patches = noise((7, *([2] if boxes == 2 else []), 3, 3, 2))
+    options = {"base_index": torch.randint(2, (7,)), "mask": torch.rand(3, 2)}
+    want = model.forward_patches(patches, positions, **options)
+    assert not runs
+    monkeypatch.setattr(model, "policy", way)
+    got = model.forward_patches(patches, positions, **options)
+    assert len(runs) == 7
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("faster", ["incremental", "full"])
+def test_close_calls_are_timed(pair: Any, faster: str, monkeypatch: Any, seed: int) -> None:
+    """Three batches run both ways; the faster way does the rest, and later calls know it."""
+    _, model = pair
+    choice, full, rows = model.runs.choice, [], 200
+    monkeypatch.setattr(model, "policy", "auto")
+    monkeypatch.setattr(choice, "rates", {})
+    monkeypatch.setattr(choice, "queries", lambda regions: np.full(len(regions[0].cells), choice.full(1)))
+    monkeypatch.setattr(choice, "overhead", 0.0)
+    run, clock = type(model.runs)._full, [0.0]
+    monkeypatch.setattr(type(model.runs), "_full", lambda *args: full.append(len(args[3])) or run(*args))
+
+    def ticking() -> float:
+        clock[0] += 100.0 if (len(full) == 2) == (faster == "incremental") else 0.01  # the other way takes long
+        return clock[0]
+
+    monkeypatch.setattr("kcompile.runtime.onnx_runs.time.perf_counter", ticking)
+    patches, positions = noise((rows, 3, *PATCH)), anywhere(SHAPE, PATCH, rows)
+    got = model.forward_patches(patches, positions)
+    assert full[:2] == [1, 4]
+    assert set(choice.rates) == {"incremental", "full"}
+    assert sum(full) > 5 if faster == "full" else sum(full) == 5
+    monkeypatch.setattr(model, "policy", "incremental")
+    want = model.forward_patches(patches, positions)
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_unknown_policy(pair: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pair[1], "policy", "fast")
+    with refused(InputError, "'fast'", "auto"):
+        pair[1].forward_patches(0.0, [[0, 0]])
+
+
+def test_full_inference_of_several_outputs(tmp_path: Path, seed: int) -> None:
+    inc = incremental(ready(Named(), SHAPE, torch.float32), SHAPE, PATCH)
+    model, image, positions = exported(inc, tmp_path), noise(SHAPE), anywhere(SHAPE, PATCH, 4)
+    model.materialize(image)
+    want = [model.forward_patches(0.7, positions, output=kind) for kind in ("full", "region")]
+    model.policy = "full"
+    got = [model.forward_patches(0.7, positions, output=kind) for kind in ("full", "region")]
+    assert np.abs(got[0]["map"] - want[0]["map"]).max() <= 1e-5
+    assert np.abs(got[0]["more"][0] - want[0]["more"][0]).max() <= 1e-5
+    assert np.abs(got[1]["map"].values - want[1]["map"].values).max() <= 1e-5
+    assert np.array_equal(got[1]["map"].origins, want[1]["map"].origins)
 
 
 def test_says_what_it_is(pair: Any) -> None:
@@ -230,6 +298,14 @@ def test_provider_that_is_not_there(folder: Path) -> None:
         kcompile.load_onnx(folder, ["NoSuchProvider"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA runs here")
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="this build has no CUDA")
+def test_provider_that_does_not_run(folder: Path, capfd: Any) -> None:
+    """ONNX Runtime itself falls back to the CPU, with lines on stderr alone."""
+    with refused(InputError, CUDA, "does not run here", CPU[0]):
+        kcompile.load_onnx(folder, [CUDA])
+
+
 WITHOUT_TORCH = """
 import sys
 class Blocker:
@@ -243,11 +319,16 @@ facts = np.load(sys.argv[3])
 model = kcompile.load_onnx(sys.argv[2], ["CPUExecutionProvider"])
 before = model.materialize(facts["image"])
 got = model.forward_patches(facts["patches"], facts["positions"])
-heat = model.occlusion(facts["image"], stride=5, value="mean")
-assert heat.complete and heat.scores.shape == (5, 7), heat.scores.shape
+for value in (0.5, "mean", "patch-mean", "noise", kcompile.Blur(2.0), kcompile.Noise(3)):
+    heat, other = model.occlusion([facts["image"], facts["image"] * 2], stride=5, value=value, target=None)
+    assert heat.complete and heat.scores.shape == (5, 7), heat.scores.shape
 for mine, want in ((before, facts["before"]), (got, facts["got"])):
     assert np.abs(mine - want).max() <= 1e-5 * np.abs(want).max()
-assert not any(name.split(".")[0] == "torch" for name in sys.modules)
+assert not any(name.split(".")[0] in ("torch", "torchvision", "onnx") for name in sys.modules)
+try:
+    import torch
+except ImportError:
+    print("no torch,", end=" ")
 print("fine")
 """
 
@@ -264,7 +345,7 @@ def test_runs_where_torch_is_not_installed(pair: Any, tmp_path: Path, seed: int)
     command = [sys.executable, "-c", WITHOUT_TORCH, ROOT, model.sessions._manifest.directory, tmp_path / "facts.npz"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "fine\n"
+    assert done.stdout == "no torch, fine\n"
 
 
 def compiled_again(inc: kcompile.IncrementalModule) -> kcompile.IncrementalModule:

@@ -100,14 +100,16 @@ def measure(case: Case, inc: kcompile.IncrementalModule, store: Store, which: in
     tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{case.name}.json"))
     fronts = {name: make(case.stride) for name, make in METHODS.items()} if which == TEST else {}
     part = store.of("sets", {TEST: "test", OTHER: "other"}[which])
-    for index in range(images):
-        if str(index) in part:
-            continue
-        if time.monotonic() > until:
-            return False
-        methods = {TUNED: tuning.approximation, **(fronts if index < FRONT else {})}
-        part[str(index)] = _one(case, inc, case.image(which, index), methods)
-        store.save()
+    for methods, count in (({TUNED: tuning.approximation}, images), (fronts, min(images, FRONT))):
+        for index in range(count):
+            found = part.get(str(index), {})
+            left = {name: method for name, method in methods.items() if name not in found}
+            if not left:
+                continue
+            if time.monotonic() > until:
+                return False
+            part[str(index)] = {**found, **_one(case, inc, case.image(which, index), left)}
+            store.save()
     return True
 
 
@@ -126,6 +128,7 @@ def _one(
             "ssim": similarity(exact.scores, heat.scores),
             "jet": rendered_similarity(exact.scores, heat.scores),
             "cpu": seconds,
+            "exact_cpu": base_time,
         }
     return found
 

@@ -32,8 +32,7 @@ def values(part: dict[str, Any], method: str, key: str = "ssim") -> np.ndarray[A
 
 def speeds(part: dict[str, Any], method: str) -> np.ndarray[Any, Any]:
     """Times the exact map's speed, per image that the method was run on."""
-    pairs = [(one["exact"]["cpu"], one[method]["cpu"]) for one in part.values() if "cpu" in one.get(method, {})]
-    return np.array([exact / own for exact, own in pairs])
+    return values(part, method, "exact_cpu") / values(part, method, "cpu")
 
 
 def quality_row(part: dict[str, Any], method: str) -> Row:

@@ -36,8 +36,8 @@ def qualities(options: argparse.Namespace) -> None:
         except OutOfTimeError:
             print(f"{name}: out of time; run it again to go on with the search", flush=True)
             return
-        done = measure(case, inc, store, TEST, options.images, until)
-        done = done and measure(case, inc, store, OTHER, options.other_images, until)
+        parts = [(TEST, options.images, False), (OTHER, options.other_images, False), (TEST, options.front, True)]
+        done = all(measure(case, inc, store, which, count, until, compared) for which, count, compared in parts)
         if not done:
             print(f"{name}: out of time; run it again to go on", flush=True)
             return
@@ -118,6 +118,7 @@ def main() -> None:
     add("--networks", nargs="+", choices=CASES, default=list(CASES))
     add("--images", type=int, default=100, help="held-out images per network")
     add("--other-images", type=int, default=40, help="images of other textures")
+    add("--front", type=int, default=40, help="held-out images on which all methods are compared")
     add("--tuning-images", type=int, default=44, help="images for tuning, both halves together")
     add("--minutes", type=float, default=1e6, help="stop measuring qualities after so many; what is done is kept")
     add("--rounds", type=int, default=3, help="of the paired times")

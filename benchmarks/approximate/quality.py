@@ -22,7 +22,6 @@ from kcompile.search import Maps
 TARGET, COVERAGE, CONFIDENCE = 0.9, 0.9, 0.9
 TUNED = "tuned"
 KEPT = Path("out") / "approximate"
-FRONT = 40  # images on which all methods are compared; the others have the tuned setting alone
 
 
 class Store:
@@ -95,21 +94,33 @@ def tune(case: Case, inc: kcompile.IncrementalModule, store: Store, images: int,
     return kcompile.Tuning.load(path)
 
 
-def measure(case: Case, inc: kcompile.IncrementalModule, store: Store, which: int, images: int, until: float) -> bool:
-    """Similarities on the images of a set, as far as the time allows; true if all are there."""
+def measure(
+    case: Case,
+    inc: kcompile.IncrementalModule,
+    store: Store,
+    which: int,
+    images: int,
+    until: float,
+    compared: bool = False,
+) -> bool:
+    """Similarities on the images of a set, as far as the time allows; true if all are there.
+
+    Of the tuned setting, or (``compared``) of all methods.
+    """
     tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{case.name}.json"))
-    fronts = {name: make(case.stride) for name, make in METHODS.items()} if which == TEST else {}
+    methods = {TUNED: tuning.approximation}
+    if compared:
+        methods = {name: make(case.stride) for name, make in METHODS.items()}
     part = store.of("sets", {TEST: "test", OTHER: "other"}[which])
-    for methods, count in (({TUNED: tuning.approximation}, images), (fronts, min(images, FRONT))):
-        for index in range(count):
-            found = part.get(str(index), {})
-            left = {name: method for name, method in methods.items() if name not in found}
-            if not left:
-                continue
-            if time.monotonic() > until:
-                return False
-            part[str(index)] = {**found, **_one(case, inc, case.image(which, index), left)}
-            store.save()
+    for index in range(images):
+        found = part.get(str(index), {})
+        left = {name: method for name, method in methods.items() if name not in found}
+        if not left:
+            continue
+        if time.monotonic() > until:
+            return False
+        part[str(index)] = {**found, **_one(case, inc, case.image(which, index), left)}
+        store.save()
     return True
 
 

@@ -32,6 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Any]:
     store, inc = Store(folder / "digits.json"), compile_case(DIGITS)
     assert not measure(DIGITS, inc, store, TEST, 3, time.monotonic() - 1)  # no time: nothing
     assert measure(DIGITS, inc, store, TEST, 3, time.monotonic() + 600)
+    assert measure(DIGITS, inc, store, TEST, 2, time.monotonic() + 600, compared=True)
     assert measure(DIGITS, inc, store, OTHER, 2, time.monotonic() + 600)
     return store, inc
 
@@ -43,7 +44,8 @@ def test_every_method_has_a_similarity_per_image_or_says_why_not(measured: tuple
         assert one[TUNED]["ssim"] <= 1
         assert one["exact"]["range"] > 0.1
         assert all("error" in found or -1 <= found["ssim"] <= 1 for name, found in one.items() if name != "exact")
-        assert one["drill-down, r 0.25, stride x4"]["ssim"] > 0.3
+    assert part["1"]["drill-down, r 0.25, stride x4"]["ssim"] > 0.3
+    assert "drill-down, r 0.25, stride x4" not in part["2"]
 
 
 def test_what_is_there_is_not_measured_again(measured: tuple[Store, Any], monkeypatch: pytest.MonkeyPatch) -> None:

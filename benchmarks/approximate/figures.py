@@ -31,31 +31,38 @@ def draw_all(facts: Facts, drills: dict[str, Any] | None, folder: Path) -> list[
     return made
 
 
+KINDS = {
+    "tuned": ("*", "#d8152f"),
+    "linear tail": ("o", "#1b3fd6"),
+    "threshold": ("s", "#777777"),
+    "drill-down": ("^", "#00876c"),
+    "hierarchical": ("v", "#00876c"),
+}
+"""Marker and colour by how a method's name begins."""
+
+
 def front(facts: Facts) -> Figure:
     """Speed over the exact map and lowest tenth of the similarities, a point per method, a panel per network."""
     figure, panels = _panels(len(facts))
     for axes, (name, one) in zip(panels, facts.items(), strict=True):
-        part = one["sets"]["test"]
-        for number, method in enumerate(key for key in next(iter(part.values())) if key != "exact"):
+        part, told = one["sets"]["test"], set()
+        for method in next(iter(part.values())):
+            kind = next((kind for kind in KINDS if method.startswith(kind)), None)
             found = values(part, method)
-            if not len(found):
+            if kind is None or not len(found):
                 continue
-            speed = float(np.median(speeds(part, method)))
-            kind = ("tuned", "linear", "threshold", "").index(
-                next(k for k in ("tuned", "linear", "threshold", "") if k in method)
-            )
-            marker, colour = [("*", "#d8152f"), ("o", "#1b3fd6"), ("s", "#777777"), ("^", "#00876c")][kind]
-            axes.plot(speed, np.quantile(found, 0.1), marker, color=colour, markersize=14 if kind == 0 else 6)
-            if kind:
-                axes.annotate(
-                    str(number + 1),
-                    (speed, np.quantile(found, 0.1)),
-                    fontsize=6,
-                    xytext=(3, 3),
-                    textcoords="offset points",
-                )
+            marker, colour = KINDS[kind]
+            at = (float(np.median(speeds(part, method))), float(np.quantile(found, 0.1)))
+            label = None if kind in told else kind
+            told.add(kind)
+            axes.plot(*at, marker, color=colour, markersize=14 if kind == "tuned" else 6, label=label)
+            axes.annotate(method.removeprefix(kind).strip(", "), at, (3, 3), textcoords="offset points", fontsize=5)
         axes.axhline(TARGET, color="black", linewidth=0.8, linestyle=":")
         axes.set(title=name, xlabel="times the exact map's speed", xscale="log", ylim=(0.2, 1.01))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="both", labelsize=7)
+        axes.legend(fontsize=6, loc="lower left")
     panels[0].set_ylabel("SSIM that 90 % of the images reach")
     return figure
 

@@ -69,9 +69,7 @@ class LinearTail:
                 parts.append(new_store(padded, of_function[index], 1))
                 put(padded, parts[-1], of_function[index])
             stored[slopes_of(base.name)] = torch.cat(parts, dim=-1)
-        store = self.front._store
-        assert store is not None, "materialize comes first"
-        store.tensors.update(stored)
+        self.front.keep_beside(stored)
 
 
 @contextmanager
@@ -105,7 +103,7 @@ def linear_tail(
 
 
 def _compile(inc: IncrementalModule, cut: str | float, changes: Changes, linear_gates: bool) -> LinearTail:
-    module = changes.apply(canonical(inc))
+    module = changes.apply(canonical(inc), len(inc.plan.patch_shape))
     analysis = changes.propagate(module, inc)
     exact = propagate(module, inc.plan.input_shape, inc.plan.patch_shape)
     before = nodes_before(analysis, cut, exact)

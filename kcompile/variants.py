@@ -46,8 +46,19 @@ class Changes:
     cropping: Cropping = Cropping()
     held: bool = False
 
-    def apply(self, module: fx.GraphModule) -> fx.GraphModule:
-        """A canonical graph in the form that these changes need."""
+    def apply(self, module: fx.GraphModule, axes: int) -> fx.GraphModule:
+        """A canonical graph in the form that these changes need.
+
+        Raises:
+            InputError: Extents of layers that the graph has not, or for another number of axes.
+        """
+        names = {node.name for node in module.graph.nodes}
+        for name, cells in self.cropping.extents:
+            if name not in names or len(cells) != axes:
+                raise InputError(
+                    f"extents has {name!r}: {cells}; allowed are layers of this model's graph, with {axes} numbers "
+                    "each, as kcompile.measure_extents gives them"
+                )
         return run_passes(module, [SplitGlobalNorms()]).module if self.held else module
 
     def propagate(self, module: fx.GraphModule, inc: IncrementalModule) -> Analysis:
@@ -89,7 +100,7 @@ def changed(inc: IncrementalModule, changes: Changes) -> IncrementalModule:
 
 
 def _changed(inc: IncrementalModule, changes: Changes) -> IncrementalModule:
-    module = changes.apply(canonical(inc))
+    module = changes.apply(canonical(inc), len(inc.plan.patch_shape))
     done = compile_analysed(module, changes.propagate(module, inc))
     outputs = Outputs(done.outputs, inc.outputs.spec, inc.outputs.activations)
     return beside(inc, done.plan, (done.materialize, done.front, done.tail), outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -170,6 +170,15 @@ class IncrementalModule(nn.Module):
         self.base_output = pytree.tree_unflatten(list(flat), self.outputs.spec)
         returning.check()
         return self.base_output
+
+    def keep_beside(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep more tensors beside the base tensors, for a front that reads ``base_<name>``.
+
+        Args:
+            tensors: Each [1, *padded sizes, channels], as the base tensors are.
+        """
+        assert self._store is not None, "materialize comes first"
+        self._store.tensors.update(tensors)
 
     def _checked_autocast(self) -> torch.dtype | None:
         if (now := autocast_dtype(self._like.device)) is not None and self.switches_autocast:

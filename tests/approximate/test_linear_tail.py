@@ -381,3 +381,23 @@ def test_lattices() -> None:
     assert [len(line) for line in lattice(spots, 1)] == [2, 2]
     assert [len(line) for line in lattice(spots, 10**6)] == [15, 10]
     assert [list(line) for line in lattice(spots[:1], 16)] == [[0], [3]]
+
+
+def test_scores_come_while_the_map_is_made(seed: int) -> None:
+    """The tail computes nothing, so nothing waits for it; a map that is stopped has the positions that were done."""
+    inc, image = compiled(curved_net())
+    seen: list[int] = []
+
+    def callback(progress: kcompile.Progress) -> bool:
+        seen.append(progress.done)
+        return len(seen) < 3
+
+    settings = Approximation(cut="1")
+    heat = kcompile.occlusion(inc, image, stride=1, target=0, approximation=settings, callback=callback)
+    assert len(seen) == 3
+    assert seen[0] < seen[1] < seen[2] < heat.scores.size
+    assert int(np.isfinite(heat.scores).sum()) == seen[2]
+    whole = kcompile.occlusion(inc, image, stride=1, target=0, approximation=settings)
+    known = np.isfinite(heat.scores)
+    np.testing.assert_array_equal(heat.scores[known], whole.scores[known])
+    assert not heat.complete

@@ -218,3 +218,11 @@ def test_bad_measurements(change: dict[str, Any], message: str) -> None:
     inc = incremental(chain().eval(), SHAPE, PATCH)
     with pytest.raises(InputError, match=message):
         kcompile.measure_extents(inc, torch.randn(*SHAPE), **change)
+
+
+@pytest.mark.parametrize("extents", [{"conv2d_77": (3, 3)}, {"conv2d": (3,)}])
+@pytest.mark.parametrize("cut", [None, "2"])
+def test_extents_of_another_model(extents: dict[str, Any], cut: str | None) -> None:
+    inc = incremental(chain().eval(), SHAPE, PATCH)
+    with pytest.raises(InputError, match="layers of this model's graph, with 2 numbers"):
+        kcompile.occlusion(inc, torch.randn(*SHAPE), approximation=Approximation(extents=extents, cut=cut))

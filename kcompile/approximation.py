@@ -12,6 +12,7 @@ from kcompile.estimate import FEWEST
 Reference: TypeAlias = Literal["base", "secant", "mean-gradient"]
 Gates: TypeAlias = Literal["exact", "held", "linear"]
 Dtype: TypeAlias = Literal["bfloat16", "float16"]
+Rest: TypeAlias = Literal["dropped", "linear"]
 Extents: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -26,6 +27,8 @@ class Approximation:
         cut: Where the tail of the model is replaced by its gradient: behind the layer of this name (as
             ``named_modules`` has it); or as far back as a share of the exact work per position allows, 0 (at the input:
             the gradient times the change of the pixels) … 1 (at the end: exact). None is the end.
+        rest: What becomes of the change that ``tau`` and ``extents`` leave out: it is "dropped"; or "linear", added to
+            first order. The cut then says where, and the tail behind it stays as it is.
         reference: Where the tail is linearised: at the "base"; by its mean slope between the base and the image that is
             patched everywhere ("secant"); or by the mean of the gradients at the base and at some patched copies
             ("mean-gradient").
@@ -46,6 +49,7 @@ class Approximation:
     tau: float = 1.0
     extents: Extents = ()
     cut: str | float | None = None
+    rest: Rest = "dropped"
     reference: Reference = "base"
     correct: int = 0
     gates: Gates = "exact"
@@ -62,6 +66,9 @@ class Approximation:
         _check_share("share", self.share)
         if self.cut is not None and not (isinstance(self.cut, str) and self.cut) and not _is_number(self.cut, 0, 1):
             raise InputError(f"cut is {self.cut!r}; allowed are the name of a layer, a share 0 … 1, and None")
+        _check_name("rest", self.rest, get_args(Rest))
+        if self.rest == "linear" and not (self.linear and self.crops):
+            raise InputError("rest is 'linear'; allowed with a cut, and with tau or extents, which leave something out")
         _check_name("reference", self.reference, get_args(Reference))
         _check_name("gates", self.gates, get_args(Gates))
         _check_name("dtype", self.dtype, (None, *get_args(Dtype)))
@@ -79,21 +86,19 @@ class Approximation:
         return self.share < 1
 
     @property
+    def crops(self) -> bool:
+        """True if regions are cropped."""
+        return self.tau < 1 or bool(self.extents)
+
+    @property
     def linear(self) -> bool:
-        """True if the tail is replaced by its gradient."""
+        """True if gradients are taken at a cut."""
         return self.cut is not None and self.cut != 1
 
     @property
     def exact(self) -> bool:
         """True if nothing is approximated: such settings run the exact path itself."""
-        return (
-            self.tau == 1
-            and not self.extents
-            and not self.linear
-            and self.gates == "exact"
-            and self.dtype is None
-            and not self.drills
-        )
+        return not self.crops and not self.linear and self.gates == "exact" and self.dtype is None and not self.drills
 
     def __str__(self) -> str:
         """What is approximated, in a few words: for captions."""
@@ -114,7 +119,8 @@ class Approximation:
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"
         how = [self.reference] * (self.reference != "base") + [f"{self.correct} exact"] * (self.correct > 0)
-        return f"linear {where}" + (f" ({', '.join(how)})" if how else "")
+        what = "the rest linear" if self.rest == "linear" else "linear"
+        return f"{what} {where}" + (f" ({', '.join(how)})" if how else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON; `from_dict` reads them back."""

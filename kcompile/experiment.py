@@ -24,6 +24,7 @@ from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.linear_scorer import Linear
 from kcompile.progress import Callback, Meter
+from kcompile.remainder import Remainder
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scan import Scan, strides_of
@@ -147,9 +148,19 @@ def scorer_of(question: Question, approximation: Approximation | None) -> Scorer
         question = replace(question, inc=in_dtype(question.inc, approximation.dtype))
     changes = Changes(Cropping(approximation.tau, approximation.extents), approximation.gates != "exact")
     if approximation.linear:
+        if approximation.rest == "linear":
+            return _remainder(question, approximation, changes)
         linear = Linear(question, approximation, changes)
         return Corrected(asked, linear, approximation.correct) if approximation.correct else linear
     return Exact(replace(question, inc=changed(question.inc, changes)))
+
+
+def _remainder(question: Question, approximation: Approximation, changes: Changes) -> Scorer:
+    if approximation.correct:
+        raise InputError(f"correct is {approximation.correct}; allowed with rest='linear' is 0")
+    core = Exact(replace(question, inc=changed(question.inc, changes)))
+    whole = Linear(question, approximation, replace(changes, cropping=Cropping()))
+    return Remainder(core, whole, Linear(question, approximation, changes))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Linear:
         self.outputs: Any = None
         self.functions: Functions | None = None
         self.values = torch.empty(0)
+        self.slopes: list[list[Tensor]] = []
 
     def base(self, given: Given) -> FloatArray:
         """Make an image the base; its scores [K]."""
@@ -62,6 +63,12 @@ class Linear:
             self.outputs = self.tail.outputs(question.inc, self.given, self.points)
         row: FloatArray = question.scores(self.outputs, 1)[0]
         return row
+
+    def follow(self, other: Linear) -> None:
+        """Take base, functions and gradients of another scorer with the same cut, once it is aimed."""
+        self.given, self.functions, self.values = other._base, other.functions, other.values
+        self.tail.materialize(other._base)
+        self.tail.keep(other.slopes)
 
     def aim(self, targets: Sequence[int], positions: IntArray) -> None:
         """Take the gradients for some classes; see `Scorer.aim`."""
@@ -84,6 +91,7 @@ class Linear:
                     outputs = self.tail.outputs(question.inc, self._base, at)
                     more = slopes(self.functions.values(question.linearised(outputs, 1)), at)
                     mean = [[a + rest * b for a, b in zip(x, y, strict=True)] for x, y in zip(mean, more, strict=True)]
+        self.slopes = mean
         self.tail.keep(mean)
 
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:

@@ -33,6 +33,8 @@ from tests.support.networks import conv_bn_relu
         ("cut", "", "the name of a layer"),
         ("cut", -0.1, "a share 0 … 1"),
         ("cut", 1.5, "a share 0 … 1"),
+        ("rest", "kept", "'dropped', 'linear'"),
+        ("rest", "linear", "with a cut, and with tau or extents"),
         ("reference", "mean", "'base', 'secant', 'mean-gradient'"),
         ("gates", "open", "'exact', 'held', 'linear'"),
         ("dtype", "float32", "None, 'bfloat16', 'float16'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,38 @@ def test_extents_of_another_model(extents: dict[str, Any], cut: str | None) -> N
     inc = incremental(chain().eval(), SHAPE, PATCH)
     with pytest.raises(InputError, match="layers of this model's graph, with 2 numbers"):
         kcompile.occlusion(inc, torch.randn(*SHAPE), approximation=Approximation(extents=extents, cut=cut))
+
+
+@pytest.mark.parametrize("crops", [{"tau": 0.3}, {"tau": 0.1}, {"extents": {"conv2d": (2, 3)}}])
+def test_the_rest_to_first_order(crops: dict[str, Any], seed: int) -> None:
+    """A linear network is exact again; another is what its three parts make, and nearer to the exact map."""
+    straight = nn.Sequential(conv(3, 6, 7, stride=2), conv(6, 4, 5), nn.Flatten(), nn.Linear(4 * 17 * 15, 2))
+    inc = incremental(reacting(straight, torch.randn(8, *SHAPE)).double(), SHAPE, PATCH)
+    image = torch.randn(*SHAPE, dtype=torch.float64)
+    options: Any = {"stride": 3, "score": "logit", "target": [0, 1]}
+    exact = kcompile.occlusion(inc, image, **options)[0]
+    scale = np.abs(exact.all_scores).max()
+    dropped = kcompile.occlusion(inc, image, **options, approximation=Approximation(**crops))[0]
+    assert np.abs(dropped.all_scores - exact.all_scores).max() > 1e-4 * scale
+    settings = Approximation(**crops, cut="1", rest="linear")
+    found = kcompile.occlusion(inc, image, **options, approximation=settings)[0]
+    np.testing.assert_allclose(found.all_scores, exact.all_scores, rtol=0, atol=1e-6 * scale)
+    assert "the rest linear behind 1" in repr(found)
+
+    inc = incremental(reacting(chain(), torch.randn(8, *SHAPE)).double(), SHAPE, PATCH)
+    one: Any = {"stride": 30, "roi": (11, 9, 17, 15), "score": "logit", "target": [0, 1, 2]}  # no wider boxes
+    parts = [Approximation(**crops), Approximation(cut="4"), Approximation(**crops, cut="4")]
+    core, whole, cropped = (kcompile.occlusion(inc, image, **one, approximation=part)[0].all_scores for part in parts)
+    found = kcompile.occlusion(inc, image, **one, approximation=Approximation(**crops, cut="4", rest="linear"))[0]
+    np.testing.assert_allclose(found.all_scores, core + whole - cropped, rtol=0, atol=1e-5 * np.abs(core).max())
+    assert np.abs(whole - cropped).max() > 1e-5 * np.abs(core).max()
+
+
+def test_the_rest_of_probabilities_and_bad_settings(seed: int) -> None:
+    inc = incremental(reacting(chain(), torch.randn(8, *SHAPE)), SHAPE, PATCH)
+    settings = Approximation(tau=0.3, cut="4", rest="linear")
+    heat = kcompile.occlusion(inc, torch.randn(*SHAPE), stride=3, approximation=settings)
+    np.testing.assert_allclose(heat.all_scores.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(heat.base_scores.sum(), 1, atol=1e-5)
+    with pytest.raises(InputError, match="allowed with rest='linear' is 0"):
+        kcompile.occlusion(inc, torch.randn(*SHAPE), approximation=replace(settings, correct=9))

@@ -93,7 +93,7 @@ def test_a_map_tells_what_was_approximated(tmp_path: Path, seed: int) -> None:
     assert heat.complete
     for title in (None, "mine"):
         figure = heat.plot(title=title)
-        assert f"approximate: {settings}" in figure.get_suptitle()
+        assert f"approximate: {settings}" in " ".join(figure.get_suptitle().split())  # wrapped
     heat.save(tmp_path / "heat.npz")
     assert kcompile.Heatmap.load(tmp_path / "heat.npz").approximation == settings
     with pytest.raises(InputError, match=r"scores of the classes \[0\]"):

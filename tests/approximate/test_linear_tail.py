@@ -38,8 +38,11 @@ def curved_net(classes: int = 3) -> nn.Sequential:
 
 
 def compiled(model: nn.Module) -> tuple[kcompile.IncrementalModule, Tensor]:
-    model = reacting(model, torch.randn(8, *SHAPE)).double()
-    return kcompile.incrementalize(model, SHAPE, PATCH), torch.randn(*SHAPE, dtype=torch.float64)
+    model, image = reacting(model, torch.randn(8, *SHAPE)).double(), torch.randn(*SHAPE, dtype=torch.float64)
+    if isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Linear):
+        with torch.no_grad():
+            model[-1].bias.sub_(model(image[None])[0])  # logits about 0: no probability is saturated
+    return kcompile.incrementalize(model, SHAPE, PATCH), image
 
 
 def brute(model: nn.Module, image: Tensor, positions: Any, split: Split, function: Callable[[Tensor], Tensor]) -> Any:

@@ -229,7 +229,7 @@ def test_several_images_fills_and_a_user_s_score(seed: int) -> None:
     settings = Approximation(cut="1")
 
     def score(z: Tensor) -> Tensor:
-        return z[:, 0] ** 2
+        return (z[:, 0] + 1) ** 2
 
     heats = kcompile.occlusion(inc, images, stride=4, value="blur", score=score, approximation=settings)
     for heat, one in zip(heats, images, strict=True):

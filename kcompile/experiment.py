@@ -10,21 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
-from kcompile.corrected import Corrected
 from kcompile.estimate import Checked
 from kcompile.fills import Fill, as_fill
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
-from kcompile.linear_scorer import Linear
 from kcompile.progress import Callback, Meter
-from kcompile.remainder import Remainder
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scan import Scan, strides_of
@@ -32,7 +28,6 @@ from kcompile.scorers import Exact, Question, Scorer
 from kcompile.scoring import Score
 from kcompile.targets import Targets, as_targets, several
 from kcompile.tuning import Kind, Tuning
-from kcompile.variants import Changes, Cropping, changed, in_dtype
 
 
 def occlusion(
@@ -139,28 +134,9 @@ def scorer_of(question: Question, approximation: Approximation | None) -> Scorer
         )
     if replace(approximation, share=1.0).exact:  # drill-down asks for fewer positions, of any scorer
         return Exact(question)
-    if approximation.gates == "linear" and not approximation.linear:
-        raise InputError("gates is 'linear', which needs a cut (0.99, say): what gates change goes into its gradient")
-    if torch.is_autocast_enabled(question.inc._like.device.type):
-        raise InputError(f"approximation is {approximation}: it can't run under autocast")
-    asked = question
-    if approximation.dtype is not None:
-        question = replace(question, inc=in_dtype(question.inc, approximation.dtype))
-    changes = Changes(Cropping(approximation.tau, approximation.extents), approximation.gates != "exact")
-    if approximation.linear:
-        if approximation.rest == "linear":
-            return _remainder(question, approximation, changes)
-        linear = Linear(question, approximation, changes)
-        return Corrected(asked, linear, approximation.correct) if approximation.correct else linear
-    return Exact(replace(question, inc=changed(question.inc, changes)))
+    from kcompile.approximating import approximate  # here, so that a loaded module needs no compiler
 
-
-def _remainder(question: Question, approximation: Approximation, changes: Changes) -> Scorer:
-    if approximation.correct:
-        raise InputError(f"correct is {approximation.correct}; allowed with rest='linear' is 0")
-    core = Exact(replace(question, inc=changed(question.inc, changes)))
-    whole = Linear(question, approximation, replace(changes, cropping=Cropping()))
-    return Remainder(core, whole, Linear(question, approximation, changes))
+    return approximate(question, approximation)
 
 
 @dataclass(frozen=True)

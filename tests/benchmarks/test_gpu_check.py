@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ builtins.__import__ = without
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    """The check sets it for its process, which is this one here."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value  # type: ignore[attr-defined]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

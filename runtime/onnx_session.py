@@ -68,7 +68,9 @@ class Sessions:
         try:
             session = self._ort.InferenceSession(str(path), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise SaveError(f"ONNX Runtime can't open {path}: {str(error)[:300]}") from error
+            hint = f" (it lacks ops for {self._manifest.data['dtype']}; float32 runs everywhere)"
+            lacking = hint if "NOT_IMPLEMENTED" in str(error) else ""
+            raise SaveError(f"ONNX Runtime can't open {path}{lacking}: {str(error)[:300]}") from error
         found, wanted = session.get_providers(), self._providers[0]
         first = wanted if isinstance(wanted, str) else wanted[0]
         if self._wanted and found[0] != first:

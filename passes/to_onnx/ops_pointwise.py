@@ -91,7 +91,9 @@ def _elu(c: Call, x: Term) -> Term:
 
 @_formula("celu")
 def _celu(c: Call, x: Term) -> Term:
-    return x.do("Celu", alpha=float(c["alpha"]))
+    """``max(0, x) + alpha * (exp(min(0, x) / alpha) - 1)``; ONNX's own op is of float32 alone."""
+    alpha = float(c["alpha"])
+    return x.do("Relu") + ((x.clip(high=0.0) / alpha).do("Exp") - 1.0) * alpha
 
 
 @_formula("selu")

@@ -293,6 +293,23 @@ def test_spoilt_model(folder: Path) -> None:
         kcompile.load_onnx(folder, CPU)
 
 
+def test_type_that_the_runtime_lacks(tmp_path: Path) -> None:
+    """ONNX has convolutions in float64, ONNX Runtime 1.31 on the CPU has not."""
+    kcompile.export_onnx(compiled(torch.float64), tmp_path)
+    with refused(SaveError, "can't open", "lacks ops for float64", "float32 runs"):
+        kcompile.load_onnx(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float16, 2e-2), (torch.bfloat16, 5e-2)], ids=str)
+def test_half_precision(dtype: torch.dtype, share: float, tmp_path: Path, seed: int) -> None:
+    inc, image, positions = compiled(dtype), noise(SHAPE, dtype), anywhere(SHAPE, PATCH, 6)
+    found, before = exported(inc, tmp_path), inc.materialize(image)
+    got = [found.materialize(image.float()), found.forward_patches(0.5, positions)]
+    for mine, want in zip(got, (before, inc.forward_patches(0.5, positions)), strict=True):
+        assert mine.dtype == (np.float16 if dtype == torch.float16 else np.float32)
+        assert np.abs(mine - want.float().numpy()).max() <= share * float(want.abs().max())
+
+
 def test_provider_that_is_not_there(folder: Path) -> None:
     with refused(InputError, "NoSuchProvider", "CPUExecutionProvider"):
         kcompile.load_onnx(folder, ["NoSuchProvider"])

@@ -59,7 +59,7 @@ def test_any_number_of_queries(pair: Any, count: int, seed: int) -> None:
         (noise((3, *PATCH)), {"channels": [1]}),
         (noise((3, *PATCH)), {"channels": -1, "mask": torch.rand(PATCH)}),
     ],
-    ids=str,
+    ids=["number", "colour", "small", "mask", "each its mask", "colour, masks", "channel", "last channel, mask"],
 )
 def test_patches_masks_and_channels(pair: Any, patches: Any, options: Any) -> None:
     inc, model = pair

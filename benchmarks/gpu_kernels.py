@@ -30,8 +30,11 @@ torch.backends.cudnn.allow_tf32 = True
 triton_conv.warm(torch.device(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]))
 """
 TESTS = (
-    *(f"cuda_ops/test_{name}" for name in ("cuda", "ops", "reads", "linear", "convolved")),
-    *(f"runtime/test_{name}" for name in ("lowering_cuda", "lowering_convs", "cuda_graphs", "tables")),
+    *(f"cuda_ops/test_{name}" for name in ("cuda", "ops", "reads", "linear", "convolved", "registry")),
+    *(
+        f"runtime/test_{name}"
+        for name in ("lowering_cuda", "lowering_convs", "cuda_graphs", "replaying", "pool", "tables")
+    ),
 )
 KINDS = {
     "windows": ("windows", "activated", "pooled", "joined", "mean", "linear"),

@@ -8,8 +8,8 @@ Report = dict[str, Any]
 
 CHECKED = ("network", "equal", "error", "change", "error without windows")
 COLUMNS = (
-    "network", "precision", "how", "timed", "first s", "map s", "naive s", "ratio (range)", "bound", "batches",
-    "peak GiB", "naive GiB", "16 positions",
+    "network", "precision", "how", "timed", "first s", "capture s", "graphs", "map s", "naive s", "ratio (range)",
+    "bound", "batches", "peak GiB", "naive GiB", "16 positions",
 )  # fmt: skip
 
 
@@ -87,9 +87,10 @@ def _cells(row: Report) -> list[list[str]]:
         [
             row["network"],
             row["precision"],
-            run["name"] + (f" (captured in {run['capture']:.1f} s)" if run.get("capture") else ""),
+            run["name"],
             (_timed(run, row) or "all").removesuffix(" timed, "),
             f"{run['first']:.2f}",
+            *_graphs(run.get("graphs")),
             f"{run['seconds']:.3f}",
             f"{naive['seconds']:.3f} ({speed})",
             f"**{run['ratio']:.2f}x** ({run['lowest']:.2f}–{run['highest']:.2f})",
@@ -101,6 +102,21 @@ def _cells(row: Report) -> list[list[str]]:
         ]
         for run in row["incremental"]
     ]
+
+
+def _graphs(found: Report | None) -> list[str]:
+    """Seconds of capturing; how many CUDA graphs were kept and how large, or by what measurement there are none."""
+    if found is None:
+        return ["", ""]
+    if found["kept"]:
+        return [f"{found['capture']:.2f}", f"{found['kept']} ({found['bytes'] / 2**20:.0f} MiB)"]
+    times = [dict(map(tuple, times)) for times in found["measured"]]
+    took = [f"{_milliseconds(t.get(1))} against {1000 * t[0]:.2f} ms" for t in times if t.get(0) is not None]
+    return [f"{found['capture']:.2f}", f"none ({'; '.join(took)})" if took else "none"]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "they fail" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 def _timed(run: Report, row: Report) -> str:

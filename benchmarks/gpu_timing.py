@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_kernels import time_by_kind
 from benchmarks.gpu_naive import Naive, Timing, cudnn_benchmark, peak, reset_peak, timed
 from benchmarks.maps import IntArray, Sample, own_box_bound, positions_of, sample_of
-from kcompile.runtime import cuda_graphs, lowering_convs, lowering_cuda
+from kcompile.runtime import lowering_convs, lowering_cuda, replaying
 from kcompile.runtime.module import IncrementalModule
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Variant:
     benchmark: bool = False  # cudnn.benchmark
     fuse: bool = True  # what follows windows runs in the launch that reads them (runtime/lowering_cuda.py)
     direct: bool = True
-    graphs: bool = False  # kinds of batches that come again are replayed (runtime/cuda_graphs.py)
+    graphs: bool | None = False  # kinds of batches that come again are replayed; None: where that was measured to pay
 
     @contextmanager
     def applied(self, inc: IncrementalModule) -> Iterator[None]:
@@ -52,17 +52,17 @@ class Variant:
             yield
 
 
-_executors: WeakKeyDictionary[IncrementalModule, dict[tuple[bool, ...], Any]] = WeakKeyDictionary()
+_executors: WeakKeyDictionary[IncrementalModule, dict[tuple[bool | None, ...], Any]] = WeakKeyDictionary()
 
 
-def _switch(inc: IncrementalModule, fuse: bool, graphs: bool, direct: bool = True) -> None:
+def _switch(inc: IncrementalModule, fuse: bool, graphs: bool | None, direct: bool = True) -> None:
     """Let a module run with its executors for these settings; they keep their graphs from round to round."""
-    lowering_cuda.FUSE, cuda_graphs.ENABLED, lowering_convs.DIRECT = fuse, graphs, direct
+    lowering_cuda.FUSE, replaying.ENABLED, lowering_convs.DIRECT = fuse, graphs, direct
     inc.runners.executors = _executors.setdefault(inc, {}).setdefault((fuse, graphs, direct), {})
 
 
 VARIANTS = (
-    Variant("as is"),
+    Variant("as is", graphs=None),
     Variant("windows and cuDNN", direct=False),
     Variant("windows, cudnn.benchmark", direct=False, benchmark=True),
     Variant("batch 128", batch=128, overhead=1e8),
@@ -106,7 +106,7 @@ def time_network(
     try:
         _time_network(inc, model, device, settings, deadline, found, save)
     finally:
-        _switch(inc, fuse=True, graphs=False)
+        _switch(inc, fuse=True, graphs=None)
         _executors.pop(inc, None)
 
 
@@ -151,7 +151,7 @@ def _against(naive: Naive, run: Incremental) -> dict[str, Any]:
     """A setting's numbers, and its speed against the baseline's."""
     ratios = [a / b for a, b in zip(naive.timing.seconds, run.timing.seconds, strict=True)]
     speed = {"ratio": naive.timing.median / run.timing.median, "lowest": min(ratios), "highest": max(ratios)}
-    return _numbers(run.timing) | speed | {"batches": run.batches, "capture": run.capture()}
+    return _numbers(run.timing) | speed | {"batches": run.batches, "graphs": run.graphs()}
 
 
 def _numbers(timing: Timing) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Incremental:
             with self.variant.applied(self.inc):
                 few = sample_of(self.inc, self.everything, 4 * self.inc.executor().batch)
                 self.batches = len(sample_of(self.inc, self.everything, 0).batches)
-                cold, warm = self._run(few), self._run(few)
+                cold, warm = self._run(few) + self._run(few), self._run(few)  # the second time measures graphs
                 affordable = limit / (cold + self.settings.rounds * warm) * len(self.everything)
                 whole = affordable >= len(self.everything)
                 self.sample = sample_of(self.inc, self.everything, 0 if whole else int(affordable))
@@ -203,11 +203,17 @@ class Incremental:
             self.timing.seconds.append(self._run(self.sample))
         self.timing.peak = max(self.timing.peak, peak(self.device))
 
-    def capture(self) -> float:
-        """Seconds that capturing CUDA graphs took in all."""
+    def graphs(self) -> dict[str, Any] | None:
+        """CUDA graphs: how many, seconds that capturing took in all, bytes; times without and with, if measured."""
         with self.variant.applied(self.inc):
-            graphed = self.inc.executor().graphed
-            return 0.0 if graphed is None else graphed.seconds
+            found = self.inc.executor().replaying
+            if found is None:
+                return None
+            measured = [times for times in found.times.values() if times is not None]
+            graphed = found.graphed
+            return {
+                "kept": len(graphed.kept), "capture": graphed.seconds, "bytes": graphed.pool.held, "measured": measured,
+            }  # fmt: skip
 
     @torch.inference_mode()
     def few(self, count: int) -> float:

@@ -7,7 +7,8 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ FORMAT = 1
 GAIN = 0.97  # of the first way's time: another one must take less
 WARM, TIMED = 2, 5
 Way = Callable[[], Tensor]
+Times: TypeAlias = list[tuple[int, float | None]]  # seconds of each way
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,32 @@ class Tuner:
             error: As a share of the reference's largest value: ways that err by more are left out.
         """
         if key not in self.known:
-            file = self._file(key)
-            times = None if file is None else _read(file, key)
-            if times is None:
-                times = self._times(ways(), error)
-                if file is not None:
-                    kept.write(file, json.dumps({"key": repr(key), "times": times}).encode())
-            self.known[key] = fastest(times)
+            self.known[key] = fastest(self.times(key, ways, error))
         return self.known[key]
+
+    def times(self, key: tuple[Hashable, ...], ways: Callable[[], Mapping[int, Way]], error: float) -> Times:
+        """Seconds of each way, None for those that fail or are wrong; the first comes first; see `choose`."""
+        times = self.recall(key)
+        if times is None:
+            times = self._times(ways(), error)
+            if (file := self._file(key)) is not None:
+                kept.write(file, json.dumps({"key": repr(key), "times": times}).encode())
+        return times
+
+    def recall(self, key: tuple[Hashable, ...]) -> Times | None:
+        """What was measured for a key, by whatever process; None if nothing was."""
+        file = self._file(key)
+        return None if file is None else _read(file, key)
 
     def _file(self, key: tuple[Hashable, ...]) -> Any:
         folder = kept.folder()
         whole = repr((FORMAT, self.device, key))
         return None if folder is None else folder / "tuning" / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.bin"
 
-    def _times(self, ways: Mapping[int, Way], error: float) -> list[tuple[int, float | None]]:
-        """Seconds of each way, None for those that fail or are wrong; the first comes first."""
+    def _times(self, ways: Mapping[int, Way], error: float) -> Times:
         (first, reference), *others = ways.items()
         want = reference().float()
-        times: list[tuple[int, float | None]] = [(first, self.clock(reference))]
+        times: Times = [(first, self.clock(reference))]
         for way, call in others:
             times.append((way, self._time(call, want, error)))
         return times
@@ -77,7 +86,7 @@ class Tuner:
             return None
 
 
-def fastest(times: list[tuple[int, float | None]]) -> int:
+def fastest(times: Times) -> int:
     """The way that took least time; the first, unless another one gains."""
     (first, bound), *others = times
     assert bound is not None
@@ -88,7 +97,7 @@ def fastest(times: list[tuple[int, float | None]]) -> int:
     return best
 
 
-def _read(file: Any, key: tuple[Hashable, ...]) -> list[tuple[int, float | None]] | None:
+def _read(file: Any, key: tuple[Hashable, ...]) -> Times | None:
     """What was measured before; None if that isn't whole."""
     content = kept.read(file)
     try:
@@ -110,13 +119,19 @@ _tuners: dict[int, Tuner] = {}
 
 def _tuner(index: int) -> Tuner:
     if index not in _tuners:
-        import triton
-
         found = torch.cuda.get_device_properties(index)
-        versions = (torch.__version__, torch.backends.cudnn.version(), triton.__version__)
+        versions = (torch.__version__, torch.backends.cudnn.version(), _triton())
         name = (found.name, found.major, found.minor, found.multi_processor_count, *versions)
         _tuners[index] = Tuner(name, lambda call: seconds_on(index, call), {})
     return _tuners[index]
+
+
+def _triton() -> str | None:
+    """Its version; None without it: other things are measured, too."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
 
 
 def seconds_on(index: int, call: Way) -> float:

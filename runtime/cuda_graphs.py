@@ -1,9 +1,7 @@
 """CUDA graphs of a front: where a kind of batch comes again, its launches are captured and from then on replayed.
 
-Off unless `ENABLED` is set before a module's first query on its device: a batch of 256 queries is estimated to keep a
-GPU busy for longer than the host takes to queue it, and capturing takes longer than running a batch. They are for many
-maps of small networks. Base tensors are copied into the graphs' own, once per base; so there are none under a memory
-budget. All graphs take their memory from one pool, as only one runs at a time and its results are copied out.
+Whether that pays is measured (`replaying`). What graphs read and write lies in a `Pool`: base tensors are copied there
+once per base, inputs before each replay, and results are copied out.
 """
 
 from __future__ import annotations
@@ -11,107 +9,218 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, fx
 
+from kcompile.core.errors import MemoryBudgetError
 from kcompile.runtime.buckets import MOST
+from kcompile.runtime.pool import Pool, layout, nbytes
 
-ENABLED = False
+KINDS = 64 * MOST  # of batches that are remembered
 
 Replay = Callable[[], None]
-Capture = Callable[[Callable[[], Sequence[Tensor]]], tuple[Replay, Sequence[Tensor]]]
 
 
-@dataclass(frozen=True)
+class Capture(Protocol):
+    """What makes graphs."""
+
+    def __call__(self, call: Callable[[], None]) -> tuple[Replay, int]:
+        """A graph of a call: what replays it, and the bytes that it took from the device."""
+
+    def wait(self) -> None:
+        """Return when no graph runs any more."""
+
+    def forget(self) -> None:
+        """No graph is kept any more."""
+
+
+@dataclass
 class _Kept:
-    """One graph: its own inputs, what replays it, and its results."""
+    """One graph: its own inputs and results, what replays it, and how often it was."""
 
     inputs: list[Tensor]
+    outputs: list[Tensor]
     replay: Replay
-    outputs: Sequence[Tensor]
+    runs: int = 0
 
 
-def graphed(front: fx.GraphModule) -> Graphed | None:
-    """A front with graphs, where these are switched on."""
-    return Graphed(front, Captures(), _stream) if ENABLED else None
+@dataclass
+class _Seen:
+    """A kind of batch: how often it came, and what its results are like."""
+
+    outputs: tuple[Tensor, ...]
+    count: int = 1
+    refused: bool = False
 
 
+@dataclass
 class Graphed:
     """Runs a front like itself; kinds of batches that came before are captured, up to `MOST` of them.
 
-    ``seconds``: of the host's clock, that capturing took in all.
+    Where there are as many, a kind that came more often takes the place of the one that was not replayed for longest.
+
+    Attributes:
+        front: The front.
+        capture: Makes graphs.
+        stream: Names where work is queued: graphs share buffers, so they are for one stream alone.
+        pool: What graphs hold.
+        in_flight: Bytes that a batch of so many queries takes on the way, where the pool has a limit.
+        largest: Queries in a batch, at most, as far as is known.
+        most: Graphs at a time; 0 once they were given up.
+        seconds: Of the host's clock, that capturing took in all.
     """
 
-    def __init__(self, front: fx.GraphModule, capture: Capture, stream: Callable[[], object]) -> None:
-        """Hold the front; ``capture`` makes graphs, ``stream`` names where work is queued."""
-        self.front, self.capture, self.stream = front, capture, stream
-        names = [str(node.target) for node in front.graph.nodes if node.op == "placeholder"]
+    front: fx.GraphModule
+    capture: Capture
+    stream: Callable[[], object]
+    pool: Pool = field(default_factory=Pool)
+    in_flight: Callable[[int], int] = lambda _: 0
+    largest: int = 0
+    most: int = MOST
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Nothing is captured yet."""
+        names = [str(node.target) for node in self.front.graph.nodes if node.op == "placeholder"]
         self.is_base = [name.startswith(("base_", "derived_")) for name in names]
-        self.kept: dict[object, _Kept] = {}
-        self.seen: Counter[object] = Counter()
-        self.bases: list[Tensor] = []
-        self.sources: list[Tensor] = []
-        self.most, self.seconds = MOST, 0.0
-        self.lock = threading.Lock()
+        self.kept: dict[object, _Kept] = {}  # in the order of their last use
+        self.seen: dict[object, _Seen] = {}
+        self.sources: list[ReferenceType[Tensor]] = []  # weak: the next base's tensors take their memory
+        self.home: tuple[object] | None = None
+        self.lock = threading.RLock()
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The front's results, in tensors of their own."""
-        with self.lock, _device_of(args), torch.inference_mode(False), torch.no_grad():  # later calls may be outside
-            key = (self.stream(), *(_kind(arg) for arg in args))
-            kept = self.kept.get(key) or self._new(key, args)
-            if kept is not None:
-                self._take_bases(args)
-                _copy(kept.inputs, self._others(args))
-                kept.replay()
-                return tuple(output.clone() for output in kept.outputs)
+        with self.lock, _apart(args):
+            key = tuple(_kind(arg) for arg in args)
+            if self._has(key, args):
+                return self._replayed(key, args)
         outputs: tuple[Tensor, ...] = self.front(*args)
+        if key not in self.seen and self.most:
+            if len(self.seen) >= KINDS:
+                self.seen = {}
+            self.seen[key] = _Seen(tuple(torch.empty_like(output, device="meta") for output in outputs))
         return outputs
 
-    def _new(self, key: object, args: Sequence[Any]) -> _Kept | None:
-        """A graph for a kind of batch that came before; the first one runs without: it loads kernels and tries out."""
-        self.seen[key] += 1
-        if self.seen[key] == 1 or len(self.kept) >= self.most:
-            return None
+    def captured(self, args: Sequence[Any]) -> bool:
+        """Capture a kind of batch that came before, if that is possible."""
+        with self.lock, _apart(args):
+            return self._has(tuple(_kind(arg) for arg in args), args)
+
+    def drop(self) -> None:
+        """Give all memory back; kinds that come again are captured anew."""
+        with self.lock:
+            self._drop_graphs()
+            self.pool.clear()
+            self.sources, self.home = [], None
+
+    def give_up(self) -> None:
+        """Give all memory back, for good."""
+        with self.lock:
+            self.most = 0
+            self.seen = {}
+            self.drop()
+
+    def _drop_graphs(self) -> None:
+        if self.kept:
+            self.capture.wait()
+            self.kept, self.pool.graphs = {}, 0
+            self.capture.forget()
+
+    def _replayed(self, key: object, args: Sequence[Any]) -> tuple[Tensor, ...]:
+        kept = self.kept[key] = self.kept.pop(key)
+        kept.runs += 1
+        self._take_bases(args)
+        _copy(kept.inputs, self._others(args))
+        kept.replay()
+        return tuple(output.clone() for output in kept.outputs)
+
+    def _has(self, key: object, args: Sequence[Any]) -> bool:
+        """True if there is a graph, maybe a new one, for a kind of batch on this stream.
+
+        The first batch of a kind runs without: it loads kernels and tries out.
+        """
+        if self.home not in (None, stream := (self.stream(),)):
+            return False
+        seen = self.seen.get(key)
+        if key in self.kept or seen is None or seen.refused or not self.most:
+            return key in self.kept
+        self.home, seen.count = stream, seen.count + 1
+        return self._room(seen.count) and self._new(key, args, seen)
+
+    def _new(self, key: object, args: Sequence[Any], seen: _Seen) -> bool:
+        """Capture a kind of batch; False where that can't be."""
         try:
-            self.kept[key] = self._captured(args)
+            return self._captured(key, args, seen)
+        except MemoryBudgetError:
+            seen.refused = True
         except torch.OutOfMemoryError:
-            raise
+            self.give_up()
         except RuntimeError as error:  # an op that waits for the device can't be captured
             warnings.warn(f"this front can't run as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
-            self.seen.clear()
-            self.most = 0
-            return None
-        return self.kept[key]
+            self.give_up()
+        return False
 
-    def _captured(self, args: Sequence[Any]) -> _Kept:
+    def _room(self, count: int) -> bool:
+        """True if one more graph may be kept, for a kind that came so often; makes room if it must."""
+        if len(self.kept) < self.most:
+            return True
+        oldest = next(iter(self.kept))
+        if count <= self.kept[oldest].runs:
+            return False
+        self.capture.wait()
+        del self.kept[oldest]
+        return True
+
+    def _captured(self, key: object, args: Sequence[Any], seen: _Seen) -> bool:
+        given = self._others(args)
+        like, device = [*given, *seen.outputs], given[0].device
+        rows, total = max(len(given[0]), 1), layout([*given, *seen.outputs])[1]
+        size = max(total, -(-total * max(self.largest, rows) // rows))
+        bases = sum(nbytes(arg) for arg, is_base in zip(args, self.is_base, strict=True) if is_base)
+        self.pool.check(block=size if total > self.pool.size else 0, bases=bases, graphs=self.in_flight(rows))
+        if total > self.pool.size:
+            self._drop_graphs()  # they use the old block
+            self.pool.grow(size, device)
         self._take_bases(args)
-        inputs = [torch.empty_like(arg) for arg in self._others(args)]
-        _copy(inputs, self._others(args))
-        bases, others = iter(self.bases), iter(inputs)
+        taken = self.pool.take(like)
+        inputs, outputs = taken[: len(given)], taken[len(given) :]
+        _copy(inputs, given)
+        kept = _Kept(inputs, outputs, self._recorded(args, inputs, outputs))
+        if self.pool.limit is not None and self.pool.held > self.pool.limit:
+            self.give_up()  # the device took more than was foreseen
+            return False
+        self.kept[key] = kept
+        return True
+
+    def _recorded(self, args: Sequence[Any], inputs: list[Tensor], outputs: list[Tensor]) -> Replay:
+        bases, others = iter(self.pool.bases), iter(inputs)
         own = [
             (next(bases) if is_base else next(others)) if isinstance(arg, Tensor) else arg
             for arg, is_base in zip(args, self.is_base, strict=True)
         ]
         start = time.perf_counter()
-        replay, outputs = self.capture(lambda: self.front(*own))
+        replay, taken = self.capture(lambda: _copy(outputs, list(self.front(*own))))
         self.seconds += time.perf_counter() - start
-        return _Kept(inputs, replay, outputs)
+        self.pool.graphs += taken
+        return replay
 
     def _take_bases(self, args: Sequence[Any]) -> None:
         """Copy base tensors that are others than the last time."""
         given = [arg for arg, is_base in zip(args, self.is_base, strict=True) if is_base]
-        if [base.shape for base in given] != [base.shape for base in self.bases]:
-            self.bases, self.sources = [base.clone() for base in given], given  # their number of images is another one
-            self.kept.clear()
-        changed = [i for i, base in enumerate(given) if base is not self.sources[i]]
-        _copy([self.bases[i] for i in changed], [given[i] for i in changed])
-        self.sources = given
+        if [base.shape for base in given] != [base.shape for base in self.pool.bases]:
+            self._drop_graphs()  # they read another number of images
+            self.pool.copy_bases(given)
+            self.sources = list(map(ref, given))
+        changed = [i for i, base in enumerate(given) if base is not self.sources[i]()]
+        _copy([self.pool.bases[i] for i in changed], [given[i] for i in changed])
+        self.sources = list(map(ref, given))
 
     def _others(self, args: Sequence[Any]) -> list[Tensor]:
         pairs = zip(args, self.is_base, strict=True)
@@ -124,23 +233,41 @@ class Captures:
     def __init__(self) -> None:
         """Make the pool when it is needed."""
         self.pool: Any = None
+        self.device = -1
 
-    def __call__(self, call: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
-        """A graph of a call: what replays it, and its results."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
+    def __call__(self, call: Callable[[], None]) -> tuple[Replay, int]:
+        """See `Capture`."""
+        self.pool, self.device = self.pool or torch.cuda.graph_pool_handle(), torch.cuda.current_device()
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # capturing does so, too: what is left is in use
+        before = torch.cuda.memory_reserved()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            outputs = call()
-        return graph.replay, outputs
+            call()
+        return graph.replay, max(torch.cuda.memory_reserved() - before, 0)
+
+    def wait(self) -> None:
+        """See `Capture`."""
+        torch.cuda.synchronize(self.device)
+
+    def forget(self) -> None:
+        """See `Capture`: the device's pool goes with its last graph, and another one comes."""
+        self.pool = None
 
 
-def _device_of(args: Sequence[Any]) -> AbstractContextManager[object]:
-    """Inside, the device of a call is the current one: graphs are captured on that."""
+@contextmanager
+def _apart(args: Sequence[Any]) -> Iterator[None]:
+    """Inside, a call's device is the current one, where graphs are captured.
+
+    Later calls may be inside of inference mode or not: what is kept must be usable in both.
+    """
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
-    return torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
+    current = torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
+    with current, torch.inference_mode(False), torch.no_grad():
+        yield
 
 
-def _stream() -> object:
+def stream() -> object:
+    """The current device's current stream, which graphs are for."""
     return torch.cuda.current_stream().cuda_stream
 
 
@@ -151,6 +278,6 @@ def _kind(arg: Any) -> object:
     return tuple(arg) if isinstance(arg, list) else arg
 
 
-def _copy(into: list[Tensor], values: list[Tensor]) -> None:
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     if into:
-        torch._foreach_copy_(into, values)
+        torch._foreach_copy_(list(into), list(values))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from operator import attrgetter
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
 from kcompile.runtime.base_store import BaseStore
-from kcompile.runtime.buckets import buckets
 from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
 from kcompile.runtime.choice import CPU, Choice, Costs, FloatArray, Way
-from kcompile.runtime.cuda_graphs import Graphed
 from kcompile.runtime.derived import Derived
 from kcompile.runtime.full import patched
 from kcompile.runtime.needs import query_needs
 from kcompile.runtime.out_of_memory import in_parts
 from kcompile.runtime.queue import Queue
+from kcompile.runtime.replaying import Replaying
 from kcompile.runtime.returning import Returning
 from kcompile.runtime.scheduler import geometry, patch_regions, schedule
 from kcompile.runtime.scratch import surplus_bytes
@@ -38,6 +37,7 @@ TAIL_BYTES = (8 << 20, 64 << 20)  # least and most that a batch of the tail hold
 
 
 Group: TypeAlias = tuple[IntArray, tuple[Tensor, ...]]  # indices of some queries, and what was computed for them
+Front: TypeAlias = Callable[..., tuple[Tensor, ...]]
 Policy: TypeAlias = Literal["auto", "incremental", "full"]
 
 
@@ -58,7 +58,8 @@ class Call:
 class Executor:
     """A plan with its graph modules, ready to run; without ``full`` every call is incremental.
 
-    ``tabled``: the geometry of all batches goes to the device at once, before the first batch runs.
+    ``tabled``: the geometry of all batches goes to the device at once, before the first batch runs. ``replaying``
+    decides whether the front runs as CUDA graphs.
     """
 
     plan: Plan
@@ -67,7 +68,7 @@ class Executor:
     full: Callable[..., Sequence[Tensor]] | None = None
     costs: Costs = CPU
     budget: Budget | None = None
-    graphed: Graphed | None = None
+    replaying: Replaying | None = None
     derived: dict[str, Derived] = field(default_factory=dict)
     tabled: bool = False
 
@@ -107,9 +108,18 @@ class Executor:
             max(2 * fits, self.costs.full_batch),
             self.full_batch,
         )
-        return (
-            most if self.budget is None else self.needs(sizes).limits(self.budget.room(store.held + self.surplus), most)
-        )
+        if self.budget is None:
+            return most
+        found = self.needs(sizes).limits(self.budget.room(store.held + self.held), most)
+        if not found.batch and self.held > self.surplus and self.replaying is not None:
+            self.replaying.graphed.drop()
+            found = self.needs(sizes).limits(self.budget.room(store.held + self.held), most)
+        return found
+
+    @property
+    def held(self) -> int:
+        """Bytes that the executor holds between calls: what packing adds to weights, and CUDA graphs."""
+        return self.surplus + (0 if self.replaying is None else self.replaying.graphed.pool.held)
 
     def stream(
         self,
@@ -189,8 +199,8 @@ class Executor:
         rest = [rows for rows in batches if rows is not warm and rows is not timed]
         taken = np.concatenate(rest)[: 2 * self.costs.full_batch]
         half = len(taken) // 2
-        done = list(self._incremental(call, [warm]))
-        ours, seconds = self._clocked(self._incremental(call, [timed]), call)
+        done = list(self._incremental(call, [warm], replay=False))
+        ours, seconds = self._clocked(self._incremental(call, [timed], replay=False), call)
         ours_rate = seconds / self.choice.incremental(costs[timed], 1)
         done += [*ours, *self._full(call, taken[:half])]
         theirs, seconds = self._clocked(self._full(call, taken[half:]), call)
@@ -211,10 +221,9 @@ class Executor:
             torch.cuda.synchronize(call.store.images.device)
         return done, time.perf_counter() - start
 
-    def _incremental(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
-        if self.hands_on:
-            return self._fronts(call, batches)
-        return self._tails(call, self._fronts(call, batches), sum(map(len, batches)))
+    def _incremental(self, call: Call, batches: Sequence[IntArray], *, replay: bool = True) -> Iterator[Group]:
+        fronts = self._fronts(call, batches, replay)
+        return fronts if self.hands_on else self._tails(call, fronts, sum(map(len, batches)))
 
     def _full(self, call: Call, rows: IntArray) -> Iterator[Group]:
         """Full inference of the patched images."""
@@ -237,14 +246,17 @@ class Executor:
         """Memory is short: smaller batches from now on."""
         self.batch = min(self.batch, rows)
         self.tail_bytes = min(self.tail_bytes, TAIL_BYTES[0])
+        if self.replaying is not None:
+            self.replaying.graphed.give_up()
 
-    def _fronts(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Group]:
+    def _fronts(self, call: Call, batches: Sequence[IntArray], replay: bool) -> Iterator[Group]:
         """The front on all batches; of few kinds, with some queries twice to fill them up, where it is replayed."""
-        filled = [(rows, len(rows)) for rows in batches]
-        if self.graphed is not None and batches:
-            most = max(map(len, batches))
-            filled = buckets(self.plan, call.regions, np.concatenate(batches), most, self.choice.overhead)
-        tabled = self._tabled(call, [rows for rows, _ in filled])
+        filled, front = [(rows, len(rows)) for rows in batches], cast(Front, self.front)
+        if self.replaying is not None and batches and replay:
+            arguments = partial(self._arguments, call)
+            found = self.replaying.batches(self.plan, call.regions, batches, self.choice, arguments)
+            filled, front = (filled, front) if found is None else (found, self.replaying.graphed)
+        tabled = self._tabled(call, [rows for rows, _ in filled], front)
         for (whole, count), run in zip(filled, tabled, strict=True):
             if count == len(whole):
                 yield from in_parts(run, whole, self._smaller)
@@ -258,10 +270,12 @@ class Executor:
                     yield rows[:real], tuple(output[:real] for output in outputs)
                 del outputs  # before the next part is run
 
-    def _tabled(self, call: Call, batches: Sequence[IntArray]) -> Iterator[Callable[[IntArray], tuple[Tensor, ...]]]:
+    def _tabled(
+        self, call: Call, batches: Sequence[IntArray], front: Front
+    ) -> Iterator[Callable[[IntArray], tuple[Tensor, ...]]]:
         """What runs the front on each batch; where tables are wanted, their geometry is worked out here, at once."""
         if not self.tabled or self.budget is not None or not batches:
-            yield from (partial(self._front, call) for _ in batches)
+            yield from (partial(self._front, call, front=front) for _ in batches)
             return
         first = call.patches(batches[0][:1])
         found = geometries(self.plan, call.positions, tuple(first.shape[2:]), call.regions, batches)
@@ -272,18 +286,17 @@ class Executor:
             def run(rows: IntArray, whole: IntArray = whole, where: Any = where, own: Any = tensors) -> Any:
                 if rows is not whole:  # a part of the batch: memory was short
                     return self._front(call, rows)
-                return self._run_front(self._given(call.store, call.patches(rows), sizes_of(where), own))
+                return front(*self._given(call.store, call.patches(rows), sizes_of(where), own))
 
             yield run
 
-    def _front(self, call: Call, rows: IntArray) -> tuple[Tensor, ...]:
-        here = [region.take(rows) for region in call.regions]
-        given = (call.patches(rows), call.positions[rows], call.base_index[rows])
-        return self._run_front(self.arguments(call.store, *given, here))
-
-    def _run_front(self, arguments: list[Any]) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = (self.front if self.graphed is None else self.graphed)(*arguments)
+    def _front(self, call: Call, rows: IntArray, front: Front | None = None) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = (front or self.front)(*self._arguments(call, rows))
         return outputs
+
+    def _arguments(self, call: Call, rows: IntArray) -> list[Any]:
+        here = [region.take(rows) for region in call.regions]
+        return self.arguments(call.store, call.patches(rows), call.positions[rows], call.base_index[rows], here)
 
     def arguments(
         self,

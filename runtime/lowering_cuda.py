@@ -20,6 +20,7 @@ from kcompile.cuda_ops.reads import wide
 from kcompile.runtime.derived import Lowered
 from kcompile.runtime.lowering_convs import Choice, is_tf32, lower_convolutions
 from kcompile.runtime.lowering_endings import end_convolutions, move_endings
+from kcompile.runtime.lowering_heads import move_heads
 from kcompile.runtime.lowering_linear import move_linears
 from kcompile.runtime.lowering_means import move_means
 from kcompile.runtime.lowering_windows import lower_windows
@@ -52,6 +53,7 @@ def lower(
     _lay_weights(tail, laid)
     derived = move_means(front, tail, plan, wide(dtype))
     derived |= move_linears(front, tail, plan)
+    move_heads(front, tail)
     lower_windows(front)
     if choice is not None:
         lower_convolutions(front, plan, choice, is_tf32(dtype))

@@ -17,7 +17,7 @@ class Memory:
         images: What materialising takes.
         query: What queries with patches of the compiled size take.
         policy: As `IncrementalModule.policy`.
-        surplus: Bytes by which packed weights are larger than the weights themselves.
+        surplus: Bytes by which packed weights are larger than the weights themselves, and those of CUDA graphs.
     """
 
     budget: Budget

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from kcompile.runtime import cuda_graphs, lowering_convs, lowering_cuda
+from kcompile.runtime import lowering_convs, lowering_cuda, replaying
 from kcompile.runtime.autocast import autocast_dtype
 from kcompile.runtime.budget import CHUNK_BYTES, RESERVE, SURPLUS, Budget, Kinds
 from kcompile.runtime.choice import CPU, GPU, Costs
@@ -31,7 +31,8 @@ class Runners:
     Attributes:
         executors: "lowered" ("lowered, TF32" on GPUs that use it) is the usual one; others run the graphs as they were
             emitted.
-        surplus: Packed weights may be larger than the weights, if a memory budget has room for that.
+        surplus: Packed weights may be larger than the weights, and there may be CUDA graphs, if a memory budget has
+            room for that.
     """
 
     def __init__(self, inc: IncrementalModule) -> None:
@@ -71,13 +72,19 @@ class Runners:
         return self._executor(inc.front, inc.tail, self.full())
 
     def _on_gpu(self) -> Executor:
-        inc = self.inc
+        inc, plan = self.inc, self.inc.plan
         spare = None if inc.memory_budget is None else inc.memory_budget // RESERVE
         choice = lowering_convs.measured(inc._like, GPU.batch, spare)
-        lowered = lowering_cuda.lower(inc.front, inc.tail, inc.plan, inc._like.dtype, choice)
+        lowered = lowering_cuda.lower(inc.front, inc.tail, plan, inc._like.dtype, choice)
         made = self._executor(lowered.front, lowered.tail, self.full(), GPU)
         made.derived, made.tabled = lowered.derived, True
-        made.graphed = None if made.budget is not None else cuda_graphs.graphed(made.front)
+        if self.surplus:
+            made.replaying = replaying.replaying(
+                made.front,
+                inc._like.device,
+                inc.memory_budget,
+                lambda rows: 0 if made.budget is None else made.needs(plan.patch_shape).front.peak(rows),
+            )
         return made
 
     def as_emitted(self, autocast: torch.dtype | None) -> Executor:
@@ -116,7 +123,7 @@ class Runners:
             return None
         query = executor.needs(self.inc.plan.patch_shape)
         images = self.materializer(autocast).needs(executor.budget.kinds.rows)
-        return Memory(executor.budget, images, query, self.inc.policy, executor.surplus)
+        return Memory(executor.budget, images, query, self.inc.policy, executor.held)
 
     def checked_memory(self, images: int, autocast: torch.dtype | None) -> Memory | None:
         """As `memory`; MemoryBudgetError if so many base images and a query don't fit."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.cuda_ops import convolved, triton_conv
@@ -123,35 +123,6 @@ def compile_kernel(capability: int, dtype: str, tile: int, flat: bool) -> Any:
     source = ASTSource(convolved, signature, constants, aligned)
     options = {"num_warps": t.warps, "num_stages": t.stages, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device: str, seed: int) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.read_convolved.default, moved(case(), device), test_utils=tests)
-
-
-class Call(nn.Module):
-    """The op with something around it."""
-
-    def __init__(self, given: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.given = given
-
-    def forward(self, patch: Tensor) -> Tensor:
-        return 2 * ops.read_convolved(self.given[0], patch + 1, *self.given[2:])  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_under_torch_compile_and_in_an_exported_program(device: str, seed: int) -> None:
-    call = Call(moved(case(), device))
-    patch = call.given[1]
-    want = call(patch)
-    torch.compiler.reset()
-    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(patch), want)
-    program = torch.export.export(call, (patch,), strict=False).run_decompositions({})
-    assert any(str(node.target) == "kcompile.read_convolved.default" for node in program.graph.nodes)
-    assert torch.equal(program.module()(patch), want)
 
 
 @pytest.mark.parametrize("device", [DEVICES[1]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kcompile.cuda_ops import cuda_linear, kept, linear, nvrtc
@@ -112,29 +112,6 @@ def test_opcheck(queries: int, device: str, seed: int) -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     given = case(queries=queries + 1)  # sizes of 1 would be special
     torch.library.opcheck(ops.read_linear.default, moved(given, device), test_utils=tests)
-
-
-class Call(nn.Module):
-    """The op with something around it."""
-
-    def __init__(self, given: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.given = given
-
-    def forward(self, patch: Tensor) -> Tensor:
-        return 2 * ops.read_linear(self.given[0], patch + 1, *self.given[2:])  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_under_torch_compile_and_in_an_exported_program(device: str, seed: int) -> None:
-    call = Call(moved(case(queries=3), device))
-    patch = call.given[1]
-    want = call(patch)
-    torch.compiler.reset()
-    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(patch), want)
-    program = torch.export.export(call, (patch,), strict=False).run_decompositions({})
-    assert any(str(node.target) == "kcompile.read_linear.default" for node in program.graph.nodes)
-    assert torch.equal(program.module()(patch), want)
 
 
 @needs_nvrtc

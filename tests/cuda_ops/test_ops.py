@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
@@ -165,47 +165,6 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
 ]
-
-
-class Call(nn.Module):
-    """An op with something around it; sizes and the like are fixed."""
-
-    def __init__(self, name: str, rest: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.op, self.rest = getattr(ops, name), rest
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        first, *others = tensors
-        return 2 * self.op(first + 1, *others, *self.rest).relu()  # type: ignore[no-any-return]
-
-
-def as_call(name: str, device: str) -> tuple[Call, tuple[Tensor, ...]]:
-    """A module with an op, and its tensors."""
-    if name in ("crop", "resample"):
-        given = crop_arguments(2) if name == "crop" else resample_arguments(2)
-    else:
-        given = arguments(random_geometry(2))[name]
-    given = moved(given, device)
-    count = next((i for i, arg in enumerate(given) if not isinstance(arg, Tensor)), len(given))
-    return Call(name, given[count:]), given[:count]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose", "crop", "resample"])
-def test_under_torch_compile(name: str, device: str, seed: int) -> None:
-    call, tensors = as_call(name, device)
-    want = call(*tensors)
-    torch.compiler.reset()
-    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors), want)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose", "crop"])
-def test_in_an_exported_program(name: str, device: str, seed: int) -> None:
-    call, tensors = as_call(name, device)
-    program = torch.export.export(call, tensors, strict=False).run_decompositions({})
-    assert [str(n.target) for n in program.graph.nodes if "kcompile" in str(n.target)] == [f"kcompile.{name}.default"]
-    assert torch.equal(program.module()(*tensors), call(*tensors))
 
 
 @pytest.mark.parametrize("name", ["gather", "superimpose", "gather_superimpose"])

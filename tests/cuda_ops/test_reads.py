@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kcompile.cuda_ops import cuda_reads, kept, nvrtc, reads, reference
@@ -209,36 +209,6 @@ def test_on_the_gpu(name: str, axes: int, dtype: torch.dtype, device: str, seed:
 def test_opcheck(name: str, axes: int, device: str, seed: int) -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(getattr(ops, name).default, moved(case(name, axes), device), test_utils=tests)
-
-
-class Call(nn.Module):
-    """An op with something around it; only its patches come from outside."""
-
-    def __init__(self, name: str, given: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.name, self.given, self.list = name, list(given), isinstance(given[1], list)
-
-    def forward(self, patch: Tensor) -> Tensor:
-        given = list(self.given)
-        if self.name == "ended":
-            given[0] = patch + 1
-        else:
-            given[1] = [patch + 1, *given[1][1:]] if self.list else patch + 1
-        return 2 * getattr(ops, self.name)(*given)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", OPS)
-def test_under_torch_compile_and_in_an_exported_program(name: str, device: str, seed: int) -> None:
-    given = moved(case(name, 2), device)
-    call = Call(name, given)
-    patch = given[1][0] if call.list else given[0 if name == "ended" else 1]
-    want = call(patch)
-    torch.compiler.reset()
-    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(patch), want)
-    program = torch.export.export(call, (patch,), strict=False).run_decompositions({})
-    assert any(str(node.target) == f"kcompile.{name}.default" for node in program.graph.nodes)
-    assert torch.equal(program.module()(patch), want)
 
 
 @pytest.mark.parametrize("name", OPS)

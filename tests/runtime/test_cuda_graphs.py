@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kcompile
 from kcompile.core.region import evaluate
-from kcompile.runtime import cuda_graphs, lowering_cuda, runners
+from kcompile.runtime import cuda_graphs, lowering_cuda, replaying, runners
 from kcompile.runtime.buckets import buckets
 from kcompile.runtime.choice import GPU
 from kcompile.runtime.cuda_graphs import Graphed
+from kcompile.runtime.pool import SHARE, Pool
+from kcompile.runtime.replaying import Replaying
 from kcompile.runtime.scheduler import patch_regions
 from tests.support.equivalence import assert_equivalent, full_inference, incremental, noise
 from tests.support.networks import Residual, conv, conv_bn_relu, pooled_head, ready
@@ -61,21 +64,42 @@ def test_no_queries_are_no_buckets() -> None:
 
 
 class Recorder:
-    """Stands in for CUDA graphs: replays by calling again; what is given must lie where it lay."""
+    """Stands in for CUDA graphs: replays by calling again; what is given must lie where it lay.
 
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
+    ``taken``: bytes that each graph says it took from the device.
+    """
 
-    def __call__(self, call: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None], Sequence[Tensor]]:
+    def __init__(self, taken: int = 0) -> None:
+        self.captures = self.replays = self.generation = 0
+        self.taken, self.waited = taken, True
+
+    def __call__(self, call: Callable[[], None]) -> tuple[Callable[[], None], int]:
         self.captures += 1
-        outputs = [output.clone() for output in call()]
+        generation = self.generation
 
         def replay() -> None:
+            assert generation == self.generation, "a graph that was dropped"
             self.replays += 1
-            for output, value in zip(outputs, call(), strict=True):
-                output.copy_(value)
+            self.waited = False
+            call()
 
-        return replay, outputs
+        return replay, self.taken
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def forget(self) -> None:
+        assert self.waited, "a graph is running"
+        self.generation += 1
+
+
+def never() -> Any:
+    raise AssertionError("nothing is to be measured")
+
+
+def always(front: torch.fx.GraphModule, capture: Any, budget: int | None, in_flight: Any = lambda _: 0) -> Replaying:
+    pool = Pool(None if budget is None else budget // SHARE)
+    return Replaying(Graphed(front, capture, lambda: 0, pool, in_flight), never, always=True)
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +113,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Modules run as on a GPU with graphs, in float64."""
     made = Recorder()
     monkeypatch.setattr(lowering_cuda, "available", lambda _: True)
-    monkeypatch.setattr(cuda_graphs, "graphed", lambda front: Graphed(front, made, lambda: 0))
+    monkeypatch.setattr(replaying, "replaying", lambda front, _, *rest: always(front, made, *rest))
     return made
+
+
+def graphed_of(inc: kcompile.IncrementalModule) -> Graphed:
+    found = inc.executor().replaying
+    assert found is not None
+    return found.graphed
 
 
 def check(inc: kcompile.IncrementalModule, images: int = 1, stride: int = 5) -> None:
@@ -130,38 +160,171 @@ def test_inference_mode_now_and_not_then(recorder: Recorder, seed: int) -> None:
     check(inc)
 
 
-def test_what_cannot_be_captured_runs_without(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    def refuse(_: object) -> Any:
+class Refusing(Recorder):
+    def __call__(self, call: Callable[[], None]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(lowering_cuda, "available", lambda _: True)
-    monkeypatch.setattr(cuda_graphs, "graphed", lambda front: Graphed(front, refuse, lambda: 0))
+
+def test_what_cannot_be_captured_runs_without(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(replaying, "replaying", lambda front, _, *rest: always(front, Refusing(), *rest))
     inc = incremental(ready(network(), SHAPE), SHAPE, PATCH)
     with pytest.warns(RuntimeWarning, match="can't run as CUDA graphs: operation not permitted"):
         check(inc)
     check(inc)
+    assert not graphed_of(inc).pool.held
+
+
+class Short(Recorder):
+    def __call__(self, call: Callable[[], None]) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_without_memory_for_graphs_it_runs_without(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(replaying, "replaying", lambda front, _, *rest: always(front, Short(), *rest))
+    inc = incremental(ready(network(), SHAPE), SHAPE, PATCH)
+    check(inc)
+    assert not graphed_of(inc).pool.held
+
+
+@pytest.mark.parametrize("room", [0.5, 4.0])
+def test_memory_budgets(room: float, recorder: Recorder, seed: int) -> None:
+    """What graphs hold stays below a share of the budget, and counts; too little is no error."""
+    inc = incremental(ready(network(), SHAPE), SHAPE, PATCH)
+    check(inc)
+    check(inc)
+    wanted = graphed_of(inc).pool.held
+    assert wanted
+    inc.memory_budget = int(room * SHARE * wanted) + (1 << 20)
+    captures = recorder.captures
+    check(inc)
+    check(inc)
+    pool = graphed_of(inc).pool
+    assert inc.memory_budget is not None
+    assert pool.limit == inc.memory_budget // SHARE
+    assert pool.held <= pool.limit
+    assert inc.executor().held == inc.executor().surplus + pool.held
+    assert (recorder.captures > captures) == (pool.held > 0)
+    if room > 1:
+        assert pool.held
+
+
+def simple(capture: Any, **settings: Any) -> Graphed:
+    front = torch.fx.symbolic_trace(lambda patches, base_x: (patches + base_x,))
+    return Graphed(front, capture, lambda: 0, **settings)
 
 
 def test_results_are_not_overwritten_by_later_batches(seed: int) -> None:
-    front = torch.fx.symbolic_trace(lambda patches, base_x: (patches + base_x,))
-    run = Graphed(front, Recorder(), lambda: 0)
+    run = simple(Recorder())
     base = torch.ones(3)
     results = [run(torch.full((3,), float(value)), base) for value in range(5)]
     assert [float(out[0][0]) for out in results] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert float(run(torch.zeros(3), torch.full((3,), 7.0))[0][0]) == 7.0, "another base"
 
 
-def test_off_unless_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    front = torch.fx.symbolic_trace(lambda patches: (patches,))
-    assert cuda_graphs.graphed(front) is None
-    monkeypatch.setattr(cuda_graphs, "ENABLED", True)
-    assert isinstance(cuda_graphs.graphed(front), Graphed)
+def test_all_graphs_use_one_block_in_turn(seed: int) -> None:
+    """It is as large as the largest batch needs; a larger one that comes later takes another block."""
+    recorder = Recorder()
+    run = simple(recorder, largest=8)
+    base = torch.ones(1)
+    for rows in (3, 8, 3, 8, 5, 5):
+        (found,) = run(torch.arange(rows * 200.0).view(rows, 200), base)
+        assert torch.equal(found, torch.arange(rows * 200.0).view(rows, 200) + 1)
+    inputs = [kept.inputs[0] for kept in run.kept.values()]
+    assert len({tensor.data_ptr() for tensor in inputs}) == 1
+    assert [len(tensor) for tensor in inputs] == [3, 8, 5]
+    block, generation = run.pool.size, recorder.generation
+    assert 2 * 8 * 200 * 4 <= block <= 2 * 8 * 200 * 4 + 4 * 512
+    assert run.pool.held == block + 4
+    for _ in range(2):
+        run(torch.zeros(20, 200), base)
+    assert run.pool.size > 2 * block
+    assert list(run.kept) == [key for key in run.kept if key[0][0][0] == 20]  # type: ignore[index]
+    assert recorder.generation == generation + 1
+
+
+def test_the_graph_not_used_for_longest_makes_room(seed: int) -> None:
+    recorder = Recorder()
+    run = simple(recorder, most=2)
+    base = torch.ones(1)
+
+    def rows() -> list[int]:
+        return [len(kept.inputs[0]) for kept in run.kept.values()]
+
+    for count in (1, 1, 1, 2, 2, 1):
+        run(torch.zeros(count), base)
+    assert rows() == [2, 1]
+    run(torch.zeros(3), base)
+    assert rows() == [2, 1], "one that came once is not captured"
+    for count in (3, 3, 1):
+        run(torch.zeros(count), base)
+    assert rows() == [3, 1], "it was not used as often"
+    for count in (1, 2, 2):
+        run(torch.zeros(count), base)
+    assert sorted(rows()) == [1, 2]
+
+
+def test_what_the_pool_refuses_runs_without(seed: int) -> None:
+    recorder = Recorder()
+    run = simple(recorder, pool=Pool(4096), in_flight=lambda rows: 100 * rows)
+    base = torch.ones(1)
+    for _ in range(3):
+        assert float(run(torch.ones(30), base)[0][0]) == 2.0
+        assert float(run(torch.ones(300), base)[0][0]) == 2.0
+    assert [len(kept.inputs[0]) for kept in run.kept.values()] == [30]
+    assert recorder.captures == 1
+
+
+def test_more_memory_than_was_foreseen_gives_graphs_up(seed: int) -> None:
+    run = simple(Recorder(taken=10_000), pool=Pool(4096))
+    for _ in range(4):
+        assert float(run(torch.ones(30), torch.ones(1))[0][0]) == 2.0
+    assert not run.kept
+    assert not run.pool.held
+
+
+def test_graphs_are_for_one_stream(seed: int) -> None:
+    """On another one they could run while they run on the first, in the same memory."""
+    streams = ["a"]
+    front = torch.fx.symbolic_trace(lambda patches: (patches + 1,))
+    run = Graphed(front, recorder := Recorder(), lambda: streams[-1])
+    for stream, replays in (("a", 0), ("a", 1), ("b", 1), ("b", 1), ("a", 2)):
+        streams.append(stream)
+        assert float(run(torch.zeros(3))[0][0]) == 1.0
+        assert recorder.replays == replays
+    run.drop()
+    for stream, replays in (("b", 3), ("b", 4), ("a", 4)):
+        streams.append(stream)
+        run(torch.zeros(3))
+        assert recorder.replays == replays
+
+
+def test_base_tensors_are_copied_once_and_not_held(seed: int) -> None:
+    run = simple(Recorder())
+    base = torch.ones(3)
+    for _ in range(3):
+        assert float(run(torch.zeros(3), base)[0][0]) == 1.0
+    base.fill_(5)  # a copy was made: nobody writes into base tensors
+    assert float(run(torch.zeros(3), base)[0][0]) == 1.0
+    alive = weakref.ref(base)
+    del base
+    assert alive() is None
+    assert float(run(torch.zeros(3), torch.full((3,), 2.0))[0][0]) == 2.0
+
+
+def test_kinds_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "KINDS", 5)
+    run = simple(Recorder())
+    for rows in range(1, 30):
+        run(torch.zeros(rows), torch.ones(1))
+        assert len(run.seen) <= 5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(cuda_graphs, "ENABLED", True)
+    monkeypatch.setattr(replaying, "ENABLED", True)
     model = ready(network(), SHAPE)
     inc = incremental(copy.deepcopy(model), SHAPE, PATCH).to("cuda")
     positions = all_positions(5)
@@ -171,6 +334,5 @@ def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         before = inc.materialize(image.cuda()).cpu()
         got = inc.forward_patches(patches.cuda(), positions).cpu()
         assert_equivalent(got, full_inference(model, image, patches, positions), before)
-    run = inc.executor().graphed
-    assert run is not None
-    assert run.kept
+    assert graphed_of(inc).kept
+    assert graphed_of(inc).pool.held

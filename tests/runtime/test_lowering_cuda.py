@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import kcompile
 from kcompile.cuda_ops import cuda, cuda_linear, cuda_reads
+from kcompile.passes import place
 from kcompile.runtime import lowering_cuda, lowering_windows
 from kcompile.runtime.derived import Lowered
 from tests.support.cuda_on_cpu import CpuLauncher, needs_gxx
@@ -34,6 +36,7 @@ from tests.support.networks import (
 )
 
 SHAPE, PATCH = (3, 20, 23), (6, 5)
+aten = torch.ops.aten
 KERNELS: dict[Any, Callable[..., Tensor]] = {
     getattr(torch.ops.kcompile, name).default: getattr(module, name)
     for module, names in (
@@ -168,6 +171,68 @@ def test_random_graphs(kernels: bool, request: pytest.FixtureRequest, monkeypatc
     request.getfixturevalue("on_kernels" if kernels else "lowered")
     tally = search(random.randrange(2**32), 30)
     assert tally.reacting >= 0.6 * tally.graphs
+
+
+def _sum_and_more(a: Tensor, b: Tensor) -> Tensor:
+    return F.relu(a + b).flatten(1).cumsum(1)
+
+
+HEADS: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, int], list[tuple[int, ...]]]] = {
+    "a pool": (
+        lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(6 * 5 * 6, 4)),
+        aten.max_pool2d.default,
+        {"max_pool2d": 0, "read_pooled": 1, "linear": 1},
+        [(6, 5, 6)],
+    ),
+    "a pool that rounds up": (
+        lambda: nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten()),
+        aten.max_pool2d.default,
+        {"max_pool2d": 1, "read_pooled": 0},
+        [(6, 10, 12)],
+    ),
+    "a residual sum": (
+        lambda: nn.Sequential(Branches(add, conv(6, 6), nn.Identity()), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten()),
+        aten.add.Tensor,
+        {"add.Tensor": 0, "hardtanh": 0, "read_joined": 1, "avg_pool2d": 1},
+        [(6, 10, 12)],
+    ),
+    "a sum before something else": (
+        lambda: Branches(_sum_and_more, conv(6, 6), conv(6, 6, 1)),
+        aten.add.Tensor,
+        {"add.Tensor": 0, "relu": 0, "read_joined": 1, "cumsum": 1},
+        [(6, 10, 12)],
+    ),
+    "branches": (
+        lambda: Branches(lambda a, b: torch.cat([a, b], 1).mul(2), conv(6, 6, 5), conv(6, 4, 1)),
+        aten.cat.default,
+        {"cat": 0, "read_joined": 1, "mul.Tensor": 1},
+        [(10, 10, 12)],
+    ),
+    "branches with something beside": (
+        lambda: Branches(lambda a, b: (torch.cat([a, b], 1), a.sigmoid()), conv(6, 6), conv(6, 4, 1)),
+        aten.cat.default,
+        {"cat": 1, "read_joined": 0},
+        [(6, 10, 12), (4, 10, 12)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_a_tail_begins_with(name: str, lowered: None, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Where placement makes an op dense, as VGG16's last pool: it runs where the whole map is read."""
+    factory, dense, expected, shapes = HEADS[name]
+    cost = place.incremental_cost
+    monkeypatch.setattr(
+        place, "incremental_cost", lambda found, node: inf if node.target is dense else cost(found, node)
+    )
+    inc = compiled(nn.Sequential(conv(3, 8, stride=2), nn.ReLU(), conv(8, 6), nn.ReLU(), factory()))
+    assert any(node.target is dense for node in inc.tail.graph.nodes)
+    executor, found = inc.executor(), targets(inc)
+    assert {op: found[op] for op in expected} == expected
+    handed = [node for node in executor.tail.graph.nodes if node.op == "placeholder"]
+    assert [node.meta["shape"] for node in handed] == shapes
+    assert len(executor.front.graph.output_node().args[0]) == len(shapes)
+    check(inc)
 
 
 def test_a_dense_tail_ends_its_convolutions_in_one_op(lowered: None, seed: int) -> None:

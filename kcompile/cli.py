@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from kcompile import __version__
+from kcompile import cli_approximation as choices
 from kcompile.core.errors import InputError, KCompileError
 
 app = typer.Typer(
@@ -121,6 +122,17 @@ def explain(
         Path | None,
         typer.Option("--tuning", help="What `kcompile tune` wrote: a certified approximation. Sets --score."),
     ] = None,
+    share: choices.Share = None,
+    coarse: choices.Coarse = None,
+    levels: choices.Levels = None,
+    tau: choices.Tau = None,
+    cut: choices.Cut = None,
+    rest: choices.Rest = None,
+    reference: choices.Reference = None,
+    correct: choices.Correct = None,
+    gates: choices.Gates = None,
+    dtype: choices.Dtype = None,
+    samples: choices.Samples = None,
     memory_budget: Budget = None,
     threads: Threads = None,
 ) -> None:
@@ -128,12 +140,19 @@ def explain(
     with _readable_errors(threads):
         from kcompile.explain import Request, run
 
+        approximation = choices.approximation_of(
+            {
+                "share": share, "coarse": coarse, "levels": levels, "tau": tau, "cut": cut, "rest": rest,
+                "reference": reference, "correct": correct, "gates": gates, "dtype": dtype, "samples": samples,
+            }
+        )  # fmt: skip
         request = Request(
             images=tuple(images), model=model, weights=weights, num_classes=num_classes, size=size,
             patch=_numbers("patch", patch, 1, 2), stride=_numbers("stride", stride, 1, 2) if stride else None,
             overlap=overlap, value=value, target=target, score=score.value,
             roi=_numbers("roi", roi, 4) if roi else None, out=out, npz=npz, compare=compare,
             memory_budget=_bytes(memory_budget) if memory_budget else None, tuning=tuning,
+            approximation=approximation,
         )  # fmt: skip
         raise typer.Exit(run(request, progress=sys.stderr.isatty()))
 

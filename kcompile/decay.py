@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,24 @@ from kcompile.core.region import Region, crop, evaluate
 from kcompile.fills import as_fill
 from kcompile.heatmap import FloatArray
 from kcompile.images import as_images
-from kcompile.passes.propagate import Analysis, propagate
+from kcompile.passes.propagate import Analysis
 from kcompile.runtime.full import patched
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.scheduler import patch_regions
 from kcompile.scorers import Question
-from kcompile.variants import canonical
+from kcompile.variants import Changes, canonical
 
 
 def measure_extents(
-    inc: IncrementalModule, images: Any, keep: float = 0.99, *, value: Any = 0.0, positions: int = 16, seed: int = 0
+    inc: IncrementalModule,
+    images: Any,
+    keep: float = 0.99,
+    *,
+    value: Any = 0.0,
+    positions: int = 16,
+    held: bool = False,
+    seed: int = 0,
 ) -> Extents:
     """The cells per axis that each layer's regions need so that they hold a share of the patches' change.
 
@@ -39,6 +46,7 @@ def measure_extents(
         keep: The share, 0 < keep < 1.
         value: What patches will show, as for `occlusion`.
         positions: Random positions per image.
+        held: Global gates keep the base's value, as in ``Approximation(gates="held")``: for use with that.
         seed: Of their choice.
 
     Returns:
@@ -52,12 +60,26 @@ def measure_extents(
     if positions < 1:
         raise InputError(f"positions is {positions!r}; allowed are integers of at least 1")
     shape, patch = inc.plan.input_shape, inc.plan.patch_shape
-    module = canonical(inc)
-    found = _Profiles(propagate(module, shape, patch), patch)
     question = Question(inc, patch, as_fill(value, shape, patch), "logit", None)
+    return extents_of(question, as_images(images, inc)[0], keep, positions, held, seed)
+
+
+def extents_of(
+    question: Question,
+    images: Sequence[Given],
+    keep: float,
+    positions: int = 16,
+    held: bool = False,
+    seed: int = 0,
+) -> Extents:
+    """As `measure_extents`, of images that were read and for the patches of a question."""
+    inc, patch = question.inc, question.patch
+    changes = Changes(held=held)
+    module = changes.apply(canonical(inc), len(patch))
+    found = _Profiles(changes.propagate(module, inc), patch)
     rng = np.random.default_rng(seed)
-    last = np.subtract(shape[1:], patch) + 1
-    for given in as_images(images, inc)[0]:
+    last = np.subtract(inc.plan.input_shape[1:], patch) + 1
+    for given in images:
         spots = rng.integers(0, last, size=(positions, len(patch)))
         with torch.no_grad():
             found.add(module, _copies(question, given, spots), spots)
@@ -93,7 +115,7 @@ class _Profiles:
             if region is not None:
                 self._add(node, (value[1:] - value[:1]).abs(), regions[region], regions[0])
 
-        _Run(module, show).run(*inputs)
+        _Run(module, self.analysis, show).run(*inputs)
 
     def _add(self, node: fx.Node, change: Tensor, hull: Region, patch: Region) -> None:
         info = self.analysis.nodes[node]
@@ -137,13 +159,15 @@ class _Profiles:
 class _Run(fx.Interpreter):
     """Runs a graph and shows each tensor that it computes; those that no node reads any more are forgotten."""
 
-    def __init__(self, module: fx.GraphModule, show: Callable[[fx.Node, Tensor], None]) -> None:
+    def __init__(self, module: fx.GraphModule, analysis: Analysis, show: Callable[[fx.Node, Tensor], None]) -> None:
         super().__init__(module)
-        self.show = show
+        self.analysis, self.show = analysis, show
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node."""
+        """One node; one that is held has the first row's value in all rows."""
         made = super().run_node(n)
         if isinstance(made, Tensor) and n.op == "call_function":
+            if n in self.analysis.nodes and self.analysis.nodes[n].rule == "held":
+                made = made[:1].expand_as(made)
             self.show(n, made)
         return made

@@ -24,7 +24,7 @@ from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.scan import Scan, strides_of
-from kcompile.scorers import Exact, Question, Scorer
+from kcompile.scorers import Exact, Question, Scorer, give_back
 from kcompile.scoring import Score
 from kcompile.targets import Targets, as_targets, several
 from kcompile.tuning import Kind, Tuning
@@ -190,6 +190,19 @@ class Experiment:
         scorer = scorer_of(self.question, self.approximation)
         own = self.approximation is None or replace(self.approximation, share=1.0).exact
         exact: Scorer = scorer if own else Exact(self.question)
+        beside = None  # a module of its own, beside the exact one
+        if isinstance(scorer, Exact) and isinstance(exact, Exact) and scorer.question.inc is not self.question.inc:
+            beside = scorer.question.inc
+            scorer.other, exact.other = self.question.inc, beside
+        try:
+            yield from self._maps(images, target, meter, scorer, exact)
+        finally:
+            if beside is not None:
+                give_back(beside)
+
+    def _maps(
+        self, images: Sequence[Given], target: Targets, meter: Meter, scorer: Scorer, exact: Scorer
+    ) -> Iterator[Heatmap]:
         flat = self.positions.reshape(-1, self.positions.shape[-1])
         for index, given in enumerate(images):
             start = time.perf_counter()

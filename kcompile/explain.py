@@ -12,6 +12,8 @@ import typer
 from torch import Tensor
 
 from kcompile.api import incrementalize
+from kcompile.approximation import Approximation
+from kcompile.cli_approximation import with_cut
 from kcompile.comparison import infer_in_full, judge, spread
 from kcompile.core.errors import InputError
 from kcompile.drawn_fills import Blur, Noise
@@ -46,6 +48,7 @@ class Request:
     compare: int
     memory_budget: int | None = None
     tuning: Path | None = None
+    approximation: Approximation | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ def run(request: Request, progress: bool) -> int:
     """
     files = plan_files(request)
     tuning = None if request.tuning is None else Tuning.load(request.tuning)
-    if request.compare and tuning is not None and not tuning.approximation.exact:
-        raise InputError("--compare checks exact maps; with --tuning the map tells how far it is off")
+    _check_together(request, tuning)
     request = request if tuning is None else replace(request, score=tuning.kind.score)
     loaded = load_model(request.model, request.weights, size=request.size, num_classes=request.num_classes)
+    approximation = None if request.approximation is None else with_cut(request.approximation, loaded.model)
     target = class_number(request.target, loaded.categories)
     pictures = [loaded.prepare(read_picture(one.image, loaded.channels)) for one in files]  # a bad one is told now
     start = time.perf_counter()
@@ -91,7 +94,7 @@ def run(request: Request, progress: bool) -> int:
         _line("picture", f"{one.image.name}: {loaded.preprocessing}")
         heat: Heatmap = occlusion(
             inc, image, stride=step, value=fill, target=target, roi=request.roi, score=request.score, progress=progress,
-            tuning=tuning,
+            approximation=approximation, tuning=tuning,
         )  # fmt: skip
         _show(heat, step, loaded, request)
         same = not request.compare or _compare(inc, heat, image, fill, request)
@@ -100,6 +103,14 @@ def run(request: Request, progress: bool) -> int:
             return 130
         code = code if same else 1
     return code
+
+
+def _check_together(request: Request, tuning: Tuning | None) -> None:
+    """Refuse options that contradict each other."""
+    if request.approximation is not None and tuning is not None:
+        raise InputError(f"--tuning is given, and {request.approximation}; allowed is one of them")
+    if request.compare and (request.approximation or (tuning is not None and not tuning.approximation.exact)):
+        raise InputError("--compare checks exact maps; an approximate one tells by itself how far it is off")
 
 
 def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:

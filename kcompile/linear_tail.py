@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from kcompile.core.errors import InputError
 from kcompile.core.plan import BaseTensor
 from kcompile.passes.cuts import nodes_before, share_of_work
 from kcompile.passes.linear import linearise, slopes_of
@@ -98,6 +99,11 @@ def linear_tail(
     Raises:
         InputError: No such cut, a module from a file, or one with a memory budget.
     """
+    if inc.memory_budget is not None:
+        raise InputError(
+            "a cut takes gradients, whose memory no budget bounds: set inc.memory_budget to None for this map, or "
+            "leave the cut out"
+        )
     key = ("linear", cut, changes, linear_gates)
     return variant(inc, key, lambda: _compile(inc, cut, changes, linear_gates))
 

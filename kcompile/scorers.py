@@ -13,6 +13,7 @@ from kcompile.fills import Fill, parts
 from kcompile.heatmap import FloatArray
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
+from kcompile.runtime.runners import Runners
 from kcompile.runtime.transfers import Arriving
 from kcompile.scoring import Score, scores, select
 
@@ -66,6 +67,14 @@ class Question:
             yield part, source if isinstance(source, Tensor) else source(positions[part])
 
 
+def give_back(inc: IncrementalModule) -> None:
+    """Under a memory budget: drop the bases, and weights that are packed into more bytes than they have."""
+    if inc.memory_budget is not None:
+        inc.drop_base()
+        if any(executor.surplus for executor in inc.runners.executors.values()):
+            inc.runners = Runners(inc)
+
+
 class Scorer(Protocol):
     """Gives the scores of patched copies of one image: first `base`, then `aim`, then `at`, as often as wanted."""
 
@@ -88,15 +97,23 @@ class Scorer(Protocol):
 
 
 class Exact:
-    """Incremental inference."""
+    """Incremental inference.
+
+    Attributes:
+        question: What is asked.
+        other: Another module of the same model that makes bases in turn with this one, if there is one.
+    """
 
     def __init__(self, question: Question) -> None:
         """Take what is asked."""
         self.question = question
+        self.other: IncrementalModule | None = None
         self.image: Tensor | None = None
 
     def base(self, given: Given) -> FloatArray:
         """Make an image the base; its scores [K]."""
+        if self.other is not None:
+            give_back(self.other)
         given = self.question.given(given)
         self.image = given.rows[0][0]
         row: FloatArray = self.question.scores(self.question.inc.materialize_given(given), 1)[0]

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kcompile.approximation import Approximation
+from kcompile.approximation import Approximation, Extents
 from kcompile.bounds import check_share, images_needed
 from kcompile.core.errors import InputError, KCompileError
+from kcompile.decay import extents_of
 from kcompile.experiment import Experiment, experiment
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
@@ -26,6 +28,10 @@ from kcompile.scan import strides_of
 from kcompile.scoring import Score
 from kcompile.selection import Trial, Verdict, certify, sequence
 from kcompile.tuning import Tuning
+from kcompile.variants import has_gates
+
+KEEP = 0.98  # of the change, in measured extents
+MEASURED = 4  # images that they are measured on
 
 
 def tune(
@@ -58,7 +64,7 @@ def tune(
         target_ssim: Similarity to the exact map (`kcompile.metrics.similarity`) that a map must reach, 0 < s <= 1.
         coverage: Share of all such images whose maps must reach it.
         confidence: That they do.
-        candidates: What is tried (those that this model can't have are left out); default: `search.candidates_for`.
+        candidates: What is tried (those that this model can't have are left out); default: `search.default_candidates`.
         patch_shape: As for `occlusion`, like the rest of what says which maps are made.
         stride: See there.
         overlap: See there.
@@ -85,7 +91,7 @@ def tune(
     _check_once(given)
     chosen, certifying = split(len(given), images_needed(coverage, confidence), seed)
     job = experiment(inc, patch_shape, stride, overlap, value, roi, score, output)
-    tried = list(candidates_for(strides_of(job.positions)) if candidates is None else candidates)
+    tried = default_candidates(job, [given[i] for i in chosen]) if candidates is None else list(candidates)
     maps = Maps(job, target)
     with Meter(len(chosen) * (1 + len(tried)), None, progress) as meter:
         trials = _select(maps, [given[i] for i in chosen], tried, float(target_ssim), coverage, meter)
@@ -177,11 +183,14 @@ def quality(exact: Heatmap, approximate: Heatmap) -> float:
     return similarity(exact.scores, approximate.scores)
 
 
-def candidates_for(strides: Sequence[int]) -> list[Approximation]:
-    """What `tune` tries by default: drill-down, thresholds and linear tails, alone and together.
+def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = False) -> list[Approximation]:
+    """What `tune` tries by default: drill-down, crops, linear tails and held gates, alone and together.
 
     Args:
         strides: Of the maps, per axis, in pixels.
+        extents: What `measure_extents` found for the model; nothing for none.
+        gated: The model has gates that can be held (`has_gates`). Most candidates hold them then: behind a gate the
+            exact map is dense.
     """
     stride = max(strides)
     drills: list[dict[str, Any]] = [
@@ -190,8 +199,28 @@ def candidates_for(strides: Sequence[int]) -> list[Approximation]:
         {"share": 0.1, "coarse": 4 * stride, "levels": 3},
         {"share": 0.2, "coarse": 4 * stride, "levels": 3},
     ]
+    safer = [drills[1], drills[3]]
     made = [Approximation(tau=tau, **drill) for tau in (1.0, 0.4) for drill in drills]
-    return made + [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, drills[1], drills[3])]
+    made += [Approximation(tau=tau, **drill) for tau in (0.6, 0.5) for drill in safer]
+    made += [Approximation(extents=extents, **drill) for drill in ({}, *safer) if extents]
+    made += [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, *safer)]
+    if not gated:
+        return made
+    return [replace(one, gates="held") for one in (Approximation(), *made)] + [Approximation(**one) for one in safer]
+
+
+def default_candidates(job: Experiment, images: Sequence[Given]) -> list[Approximation]:
+    """`candidates_for` a model and some images of the half that it is chosen on.
+
+    Extents are measured on the first of these; not under a memory budget, which wouldn't bound it.
+    """
+    inc, gated = job.question.inc, False
+    extents: Extents = ()
+    with suppress(InputError):  # from a file, it can't have any of these
+        gated = has_gates(inc)
+        if inc.memory_budget is None:
+            extents = extents_of(job.question, images[:MEASURED], KEEP, held=gated)
+    return candidates_for(strides_of(job.positions), extents, gated)
 
 
 def _select(

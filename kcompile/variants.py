@@ -91,12 +91,13 @@ def variant(inc: IncrementalModule, key: Any, make: Callable[[], T]) -> T:
 
 
 def changed(inc: IncrementalModule, changes: Changes) -> IncrementalModule:
-    """A module that is compiled with some changes; the same one for none.
+    """A module that is compiled with some changes, under the same memory budget; the same one for none.
 
     Raises:
-        InputError: A module from a file, or one with a memory budget.
+        InputError: A module from a file.
+        MemoryBudgetError: The budget is too small for one base image and one query.
     """
-    return inc if changes == EXACT else variant(inc, changes, lambda: _changed(inc, changes))
+    return inc if changes == EXACT else _budgeted(variant(inc, changes, lambda: _changed(inc, changes)), inc)
 
 
 def _changed(inc: IncrementalModule, changes: Changes) -> IncrementalModule:
@@ -104,6 +105,17 @@ def _changed(inc: IncrementalModule, changes: Changes) -> IncrementalModule:
     done = compile_analysed(module, changes.propagate(module, inc))
     outputs = Outputs(done.outputs, inc.outputs.spec, inc.outputs.activations)
     return beside(inc, done.plan, (done.materialize, done.front, done.tail), outputs)
+
+
+def has_gates(inc: IncrementalModule) -> bool:
+    """Whether gates="held" changes anything.
+
+    Raises:
+        InputError: A module from a file.
+    """
+    changes = Changes(held=True)
+    module = changes.apply(canonical(inc), len(inc.plan.patch_shape))
+    return any(info.rule == "held" for info in changes.propagate(module, inc).nodes.values())
 
 
 def in_dtype(inc: IncrementalModule, name: str) -> IncrementalModule:
@@ -114,18 +126,25 @@ def in_dtype(inc: IncrementalModule, name: str) -> IncrementalModule:
         name: "bfloat16" or "float16".
 
     Raises:
-        InputError: The device has no arithmetic of that type, a module from a file, or one with a memory budget.
+        InputError: The device has no arithmetic of that type, or a module from a file.
+        MemoryBudgetError: The budget is too small for one base image and one query.
     """
     dtype: torch.dtype = getattr(torch, name)
     if inc._like.dtype is dtype:
         return inc
     if not has_arithmetic(dtype, inc._like.device):
         raise InputError(f"dtype is {name!r}, but this {inc._like.device.type} has no arithmetic of that type")
-    return variant(inc, dtype, lambda: _in_dtype(inc, dtype))
+    return _budgeted(variant(inc, dtype, lambda: _in_dtype(inc, dtype)), inc)
+
+
+def _budgeted(made: IncrementalModule, inc: IncrementalModule) -> IncrementalModule:
+    """A variant under the budget that its module has now; bases of both are never held at once (`scorers.Exact`)."""
+    if made.memory_budget != inc.memory_budget:
+        made.memory_budget = inc.memory_budget
+    return made
 
 
 def _in_dtype(inc: IncrementalModule, dtype: torch.dtype) -> IncrementalModule:
-    _check_budget(inc)
     if inc.recompile is None:
         raise InputError("this module was loaded from a file and holds no model to compile in another type")
     made = inc.recompile(deepcopy(inc.model).to(dtype))
@@ -150,12 +169,7 @@ def _has_half() -> bool:
 def beside(
     inc: IncrementalModule, plan: Plan, graphs: tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule], outputs: Outputs
 ) -> IncrementalModule:
-    """Another module of the same model; its calls are always incremental, as full inference is something else.
-
-    Raises:
-        InputError: The module has a memory budget, which would not hold for both.
-    """
-    _check_budget(inc)
+    """Another module of the same model; its calls are always incremental, as full inference is something else."""
     made = IncrementalModule(inc.model, plan, graphs, inc.inputs, outputs, inc._like)
     made.watch(inc._weights.unread)
     made.switches_autocast = inc.switches_autocast
@@ -180,11 +194,3 @@ def canonical(inc: IncrementalModule) -> fx.GraphModule:
     graph.output(copied[0])
     graph.eliminate_dead_code()
     return fx.GraphModule(held, graph, "Canonical")
-
-
-def _check_budget(inc: IncrementalModule) -> None:
-    if inc.memory_budget is not None:
-        raise InputError(
-            "a memory budget bounds one compiled module, and approximations are modules of their own beside it: set "
-            "inc.memory_budget to None for this map"
-        )

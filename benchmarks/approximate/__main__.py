@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import kcompile
-from benchmarks.approximate import figures, report, timing
-from benchmarks.approximate.cases import CASES, OTHER, TEST, Case, full_size
+from benchmarks.approximate import figures, report, study, timing
+from benchmarks.approximate.cases import CASES, OTHER, TEST, Case, Compiled, full_size
 from benchmarks.approximate.quality import TUNED, OutOfTimeError, Store, measure, tune
 from benchmarks.machine import summary
 from kcompile import Approximation
@@ -20,24 +20,18 @@ RESULTS = Path(__file__).parents[1] / "results" / "approximate"
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
-def compile_case(case: Case) -> kcompile.IncrementalModule:
-    """The case's network, compiled for its images and patch."""
-    return kcompile.incrementalize(case.load(), tuple(case.image(TEST, 0).shape), case.patch)
-
-
 def qualities(options: argparse.Namespace) -> None:
     """Tune, and hold the methods against the exact maps of held-out images; goes on where it stopped."""
     until = time.monotonic() + 60 * options.minutes
     for name in options.networks:
-        case, store = CASES[name], Store(RESULTS / f"{name}.json")
-        inc = compile_case(case)
+        net, store = Compiled.of(CASES[name]), Store(RESULTS / f"{name}.json")
         try:
-            print(f"{name}: {tune(case, inc, store, options.tuning_images, until)}", flush=True)
+            print(f"{name}: {tune(net, store, options.tuning_images, until)}", flush=True)
         except OutOfTimeError:
             print(f"{name}: out of time; run it again to go on with the search", flush=True)
             return
         parts = [(TEST, options.images, False), (OTHER, options.other_images, False), (TEST, options.front, True)]
-        done = all(measure(case, inc, store, which, count, until, compared) for which, count, compared in parts)
+        done = all(measure(net, store, which, count, until, compared) for which, count, compared in parts)
         if not done:
             print(f"{name}: out of time; run it again to go on", flush=True)
             return
@@ -50,7 +44,7 @@ def times(options: argparse.Namespace) -> None:
     for name in options.networks:
         case = CASES[name]
         setting = kcompile.Tuning.load(RESULTS / f"tuning-{name}.json").approximation
-        model, inc = case.load(), compile_case(case)
+        model, inc = case.load(), Compiled.of(case).inc
         found = timing.compare(model, inc, case.image(TEST, 2), case.stride, {TUNED: setting}, options.rounds)
         store.of("networks")[name] = found
         store.save()
@@ -66,7 +60,7 @@ def drills(case: Case, rounds: int) -> dict[str, dict[str, list[float]]]:
     by_share = {s: Approximation(share=s, coarse=4 * case.stride, samples=0) for s in shares}
     by_stride = {f: Approximation(share=0.25, coarse=f * case.stride, samples=0) for f in factors}
     settings = {**{f"r{s}": a for s, a in by_share.items()}, **{f"x{f}": a for f, a in by_stride.items()}}
-    inc = compile_case(case)
+    inc = Compiled.of(case).inc
     found = timing.compare(case.load(), inc, case.image(TEST, 2), case.stride, settings, rounds)
     measured = {name: timing.ratios(found, name, "exact", "cpu")[0] for name in settings}
     return {
@@ -99,11 +93,24 @@ def extrapolate(options: argparse.Namespace) -> None:
         print(name, report.speed_row(name, found, TUNED), flush=True)
 
 
+def studies(options: argparse.Namespace) -> None:
+    """Settings of one method against each other, on few images; and what gradients of many classes cost."""
+    store = Store(RESULTS / "study.json")
+    for name in options.networks:
+        store.of("networks")[name] = study.compare(Compiled.of(CASES[name]), options.study_images)
+        store.save()
+        print(report.study_table(name, store.facts["networks"][name]), flush=True)
+    if "residual" in options.networks:
+        store.facts["gradients"] = study.gradients()
+        store.save()
+        print(store.facts["gradients"], flush=True)
+
+
 def write(options: argparse.Namespace) -> None:
     """Tables and figures of all that is stored."""
     facts = {name: Store(RESULTS / f"{name}.json").facts for name in CASES if (RESULTS / f"{name}.json").exists()}
     stored = Store(RESULTS / "times.json").facts
-    text = report.whole(facts, stored, RESULTS)
+    text = report.whole(facts, stored, RESULTS) + report.studied(Store(RESULTS / "study.json").facts)
     (RESULTS / "approximate.md").write_text(text, encoding="utf-8")
     print(text)
     for path in figures.draw_all(facts, stored.get("drills"), IMAGES):
@@ -114,16 +121,17 @@ def main() -> None:
     """Run the stages that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("stages", nargs="*", choices=["quality", "times", "extrapolate", "report", []], help="default: all four")
+    add("stages", nargs="*", choices=["quality", "times", "extrapolate", "study", "report", []], help="default: all")
     add("--networks", nargs="+", choices=CASES, default=list(CASES))
     add("--images", type=int, default=100, help="held-out images per network")
     add("--other-images", type=int, default=40, help="images of other textures")
     add("--front", type=int, default=40, help="held-out images on which all methods are compared")
     add("--tuning-images", type=int, default=44, help="images for tuning, both halves together")
+    add("--study-images", type=int, default=4, help="images of the stage study")
     add("--minutes", type=float, default=1e6, help="stop measuring qualities after so many; what is done is kept")
     add("--rounds", type=int, default=3, help="of the paired times")
     options = parser.parse_args()
-    stages = {"quality": qualities, "times": times, "extrapolate": extrapolate, "report": write}
+    stages = {"quality": qualities, "times": times, "extrapolate": extrapolate, "study": studies, "report": write}
     for stage in options.stages or stages:
         stages[stage](options)
 

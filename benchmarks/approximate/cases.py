@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+import kcompile
 from examples.digits import data as digit_data
 from examples.digits import network as digit_network
 from examples.lesions.generator import SEEDS_PER_SET, generate
@@ -20,6 +22,8 @@ from examples.lesions.network import preprocess
 from examples.lesions.networks import load_network
 from examples.lesions.textures import retextured
 from kcompile import Approximation
+from kcompile.approximation import Extents
+from kcompile.variants import has_gates
 
 TUNE, TEST, OTHER = 2, 4, 5
 """Sets of lesion images: for tuning (both halves), for tests, and for tests with another texture."""
@@ -67,18 +71,74 @@ CASES = {
 
 TAUS = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 CUTS = (0.0, 0.12, 0.25, 0.5)
+MEASURED = 4  # images of `TUNE` that extents are measured on
 
-METHODS = {
-    "drill-down, r 0.1, stride x4": lambda stride: Approximation(share=0.1, coarse=4 * stride),
-    "drill-down, r 0.25, stride x4": lambda stride: Approximation(share=0.25, coarse=4 * stride),
-    "hierarchical, r 0.1, x4 x2": lambda stride: Approximation(share=0.1, coarse=4 * stride, levels=3),
-    "drill-down, r 0.1, stride x2": lambda stride: Approximation(share=0.1, coarse=2 * stride),
+
+@dataclass(frozen=True)
+class Compiled:
+    """A case's network, compiled for its images and patch."""
+
+    case: Case
+    inc: kcompile.IncrementalModule
+
+    @staticmethod
+    def of(case: Case) -> Compiled:
+        """Compile it."""
+        return Compiled(case, kcompile.incrementalize(case.load(), tuple(case.image(TEST, 0).shape), case.patch))
+
+    @property
+    def stride(self) -> int:
+        """Of the case's maps."""
+        return self.case.stride
+
+    @cached_property
+    def gated(self) -> bool:
+        """True if there are gates to be held."""
+        return has_gates(self.inc)
+
+    def extents(self, keep: float) -> Extents:
+        """Extents that hold a share of the change; measured at first use."""
+        return _extents(self.case.name, self.inc, keep, self.gated)
+
+    def methods(self) -> dict[str, Approximation]:
+        """What is compared on this network, by name."""
+        return {name: make(self) for name, make in (GATED if self.gated else METHODS).items()}
+
+
+@cache
+def _extents(name: str, inc: kcompile.IncrementalModule, keep: float, held: bool) -> Extents:
+    return kcompile.measure_extents(inc, [CASES[name].image(TUNE, index) for index in range(MEASURED)], keep, held=held)
+
+
+METHODS: dict[str, Callable[[Compiled], Approximation]] = {
+    "drill-down, r 0.1, stride x4": lambda net: Approximation(share=0.1, coarse=4 * net.stride),
+    "drill-down, r 0.25, stride x4": lambda net: Approximation(share=0.25, coarse=4 * net.stride),
+    "hierarchical, r 0.1, x4 x2": lambda net: Approximation(share=0.1, coarse=4 * net.stride, levels=3),
+    "drill-down, r 0.1, stride x2": lambda net: Approximation(share=0.1, coarse=2 * net.stride),
     **{f"linear tail, {cut:g} of the work": lambda _, cut=cut: Approximation(cut=cut) for cut in CUTS},
     **{f"threshold {tau:g}": lambda _, tau=tau: Approximation(tau=tau) for tau in TAUS},
     "linear tail, 0.25, 144 exact": lambda _: Approximation(cut=0.25, correct=144),
-    "threshold 0.6, r 0.1, stride x4 (Krypton)": lambda stride: Approximation(tau=0.6, share=0.1, coarse=4 * stride),
+    "threshold 0.6, r 0.1, stride x4 (Krypton)": lambda net: Approximation(tau=0.6, share=0.1, coarse=4 * net.stride),
+    "extents that hold 0.98": lambda net: Approximation(extents=net.extents(0.98)),
+    "extents 0.98, r 0.1, stride x2": lambda net: Approximation(
+        extents=net.extents(0.98), share=0.1, coarse=2 * net.stride
+    ),
+    "bfloat16": lambda _: Approximation(dtype="bfloat16"),
+    "float16": lambda _: Approximation(dtype="float16"),
 }
-"""What is compared, by name: from the map's stride to the settings."""
+"""What is compared, by name."""
+
+GATED: dict[str, Callable[[Compiled], Approximation]] = {
+    "held gates": lambda _: Approximation(gates="held"),
+    "held gates, r 0.1, stride x2": lambda net: Approximation(gates="held", share=0.1, coarse=2 * net.stride),
+    "held gates, threshold 0.5": lambda _: Approximation(gates="held", tau=0.5),
+    "held gates, extents 0.98": lambda net: Approximation(gates="held", extents=net.extents(0.98)),
+    "held gates, bfloat16": lambda _: Approximation(gates="held", dtype="bfloat16"),
+    "held gates, linear tail, 0.5 of the work": lambda _: Approximation(gates="held", cut=0.5),
+    "linear gates, linear tail, 0.99 of the work": lambda _: Approximation(gates="linear", cut=0.99),
+    "drill-down, r 0.1, stride x2": lambda net: Approximation(share=0.1, coarse=2 * net.stride),
+}
+"""The same for networks with gates, whose exact maps are dense behind the first of them."""
 
 
 def full_size(name: str) -> nn.Module:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.approximate.cases import TAUS
 from benchmarks.approximate.curve import Curve
 from benchmarks.approximate.quality import TARGET, TUNED
-from benchmarks.approximate.report import CURVE_IMAGES, curve_pick, speeds, values
+from benchmarks.approximate.report import CURVE_IMAGES, curve_pick, methods_in, speeds, values
 
 Facts = dict[str, dict[str, Any]]
 """By network what `quality.Store` holds."""
@@ -37,6 +37,10 @@ KINDS = {
     "threshold": ("s", "#777777"),
     "drill-down": ("^", "#00876c"),
     "hierarchical": ("v", "#00876c"),
+    "extents": ("D", "#8a4fbf"),
+    "held gates": ("P", "#c77700"),
+    "linear gates": ("X", "#c77700"),
+    "bfloat16": ("h", "#222222"),
 }
 """Marker and colour by how a method's name begins."""
 
@@ -46,7 +50,7 @@ def front(facts: Facts) -> Figure:
     figure, panels = _panels(len(facts))
     for axes, (name, one) in zip(panels, facts.items(), strict=True):
         part, told = one["sets"]["test"], set()
-        for method in next(iter(part.values())):
+        for method in methods_in(part):
             kind = next((kind for kind in KINDS if method.startswith(kind)), None)
             found = values(part, method)
             if kind is None or not len(found):

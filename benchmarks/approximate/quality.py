@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import kcompile
-from benchmarks.approximate.cases import METHODS, OTHER, TEST, TUNE, Case
+from benchmarks.approximate.cases import OTHER, TEST, TUNE, Compiled
 from kcompile import search
 from kcompile.metrics import rendered_similarity, similarity
 from kcompile.search import Maps
@@ -76,27 +76,27 @@ class KeptMaps(Maps):
         return heat, heat.seconds
 
 
-def tune(case: Case, inc: kcompile.IncrementalModule, store: Store, images: int, until: float) -> kcompile.Tuning:
+def tune(net: Compiled, store: Store, images: int, until: float) -> kcompile.Tuning:
     """The network's tuning: that of the store, or a new one.
 
     Raises:
         OutOfTimeError: To be called again.
     """
+    case = net.case
     path = store.path.with_name(f"tuning-{case.name}.json")
     if not path.exists():
         given = [case.image(TUNE, index) for index in range(images)]
         goal = {"target_ssim": TARGET, "coverage": COVERAGE, "confidence": CONFIDENCE}
         kept = {"folder": KEPT / case.name, "until": until}
         with mock.patch.object(search, "Maps", type("Kept", (KeptMaps,), kept)):
-            found = kcompile.tune(inc, given, stride=case.stride, **goal)
+            found = kcompile.tune(net.inc, given, stride=case.stride, **goal)
         path.parent.mkdir(parents=True, exist_ok=True)
         found.save(path)
     return kcompile.Tuning.load(path)
 
 
 def measure(
-    case: Case,
-    inc: kcompile.IncrementalModule,
+    net: Compiled,
     store: Store,
     which: int,
     images: int,
@@ -107,10 +107,8 @@ def measure(
 
     Of the tuned setting, or (``compared``) of all methods.
     """
-    tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{case.name}.json"))
-    methods = {TUNED: tuning.approximation}
-    if compared:
-        methods = {name: make(case.stride) for name, make in METHODS.items()}
+    tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{net.case.name}.json"))
+    methods = net.methods() if compared else {TUNED: tuning.approximation}
     part = store.of("sets", {TEST: "test", OTHER: "other"}[which])
     for index in range(images):
         found = part.get(str(index), {})
@@ -119,19 +117,30 @@ def measure(
             continue
         if time.monotonic() > until:
             return False
-        part[str(index)] = {**found, **_one(case, inc, case.image(which, index), left)}
+        image = net.case.image(which, index)
+        exact = kept_exact(net, image, KEPT / net.case.name / f"exact-{which}-{index}.npz")
+        part[str(index)] = {**found, **_one(net, image, exact, left)}
         store.save()
     return True
 
 
+def kept_exact(net: Compiled, image: torch.Tensor, path: Path) -> kcompile.Heatmap:
+    """The exact map, with its processor time as its seconds: out of a file, or made and written there."""
+    if not path.exists():
+        heat, seconds = _map(net, image, kcompile.Approximation())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(heat, seconds=seconds).save(path)
+    return kcompile.Heatmap.load(path)
+
+
 def _one(
-    case: Case, inc: kcompile.IncrementalModule, image: torch.Tensor, methods: dict[str, kcompile.Approximation]
+    net: Compiled, image: torch.Tensor, exact: kcompile.Heatmap, methods: dict[str, kcompile.Approximation]
 ) -> dict[str, Any]:
-    exact, base_time = _map(case, inc, image, kcompile.Approximation())
+    base_time = exact.seconds
     found: dict[str, Any] = {"exact": {"cpu": base_time, "range": float(np.ptp(exact.scores))}}
     for name, method in methods.items():
         try:
-            heat, seconds = _map(case, inc, image, method, exact.target)
+            heat, seconds = _map(net, image, method, exact.target)
         except kcompile.InputError as error:
             found[name] = {"error": str(error)}
             continue
@@ -145,13 +154,9 @@ def _one(
 
 
 def _map(
-    case: Case,
-    inc: kcompile.IncrementalModule,
-    image: torch.Tensor,
-    method: kcompile.Approximation,
-    target: int | None = None,
+    net: Compiled, image: torch.Tensor, method: kcompile.Approximation, target: int | None = None
 ) -> tuple[kcompile.Heatmap, float]:
     start = time.process_time()
     bare = replace(method, samples=0)  # the error estimate's own positions don't change the map
-    heat = kcompile.occlusion(inc, image, stride=case.stride, score="logit", target=target, approximation=bare)
+    heat = kcompile.occlusion(net.inc, image, stride=net.stride, score="logit", target=target, approximation=bare)
     return heat, time.process_time() - start

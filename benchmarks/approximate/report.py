@@ -25,6 +25,11 @@ def table(head: Row, rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def methods_in(part: dict[str, Any]) -> list[str]:
+    """The methods that were run on any image of a set."""
+    return list(dict.fromkeys(method for one in part.values() for method in one if method != "exact"))
+
+
 def values(part: dict[str, Any], method: str, key: str = "ssim") -> np.ndarray[Any, Any]:
     """One number per image of a method; empty if it could not be run."""
     return np.array([one[method][key] for one in part.values() if key in one.get(method, {})])
@@ -61,8 +66,8 @@ def quality(name: str, facts: dict[str, Any]) -> str:
     """All methods of a network, on held-out images and on other textures."""
     text = f"### {name}\n\n"
     for label, part in facts.get("sets", {}).items():
-        methods = [key for key in next(iter(part.values())) if key != "exact"]
-        rows = [quality_row(part, method) for method in [TUNED, *(m for m in methods if m != TUNED)]]
+        methods = [TUNED, *(method for method in methods_in(part) if method != TUNED)]
+        rows = [quality_row(part, method) for method in methods]
         title = {"test": "held-out images", "other": "other textures, without a promise"}[label]
         text += f"{len(part)} {title}:\n\n{table(HEAD, [row + [''] * (len(HEAD) - len(row)) for row in rows])}\n"
     return text + krypton(facts)
@@ -153,3 +158,36 @@ def whole(facts: dict[str, dict[str, Any]], times: dict[str, Any], folder: Path)
     parts.append("## Methods\n")
     parts += [quality(name, one) for name, one in facts.items()]
     return "\n".join(parts)
+
+
+def study_table(name: str, found: dict[str, Any]) -> str:
+    """A network's settings on few images."""
+    rows = [
+        [method, "not available here"] + [""] * 3
+        if "error" in one
+        else [
+            method,
+            f"{np.mean(one['ssim']):.3f}",
+            f"{min(one['ssim']):.3f}",
+            f"{one['work']:.2f}",
+            str(len(one["ssim"])),
+        ]
+        for method, one in found.items()
+    ]
+    return f"### {name}\n\n" + table(["setting", "SSIM mean", "worst", "work of a position", "images"], rows)
+
+
+def studied(facts: dict[str, Any]) -> str:
+    """What the stage study found."""
+    if "networks" not in facts:
+        return ""
+    text = "\n## A closer look, on few images\n\nWork by the cost model, as a share of the exact map's.\n\n"
+    text += "\n".join(study_table(name, one) for name, one in facts["networks"].items())
+    if (found := facts.get("gradients")) is not None:
+        rows = [
+            [count, f"{one['gradients']:.2f}", f"{1e3 * one['position']:.2f}"]
+            for count, one in found["targets"].items()
+        ]
+        text += f"\n### Gradients of many classes: {found['network']}, cut behind {found['cut']}\n\n"
+        text += table(["classes", "gradients, s of processor time per map", "ms per position"], rows)
+    return text

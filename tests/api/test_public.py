@@ -79,7 +79,7 @@ def parameters(function: object) -> list[str]:
             "score='probability', output=None, progress=False, callback=None, memory_budget=None, "
             "approximation=None, tuning=None",
         ),
-        ("measure_extents", "inc, images, keep=0.99, *, value=0.0, positions=16, seed=0"),
+        ("measure_extents", "inc, images, keep=0.99, *, value=0.0, positions=16, held=False, seed=0"),
         (
             "occlusion_steps",
             "model, image, patch_shape=None, *, stride=None, overlap=None, value=0.0, target=None, roi=None, "

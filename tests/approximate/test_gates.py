@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import kcompile
 from kcompile import Approximation, InputError
 from kcompile.core.plan import Placement
-from kcompile.variants import Changes, changed, has_arithmetic
+from kcompile.variants import Changes, changed, has_arithmetic, has_gates
 from tests.support.equivalence import incremental, reacting
 from tests.support.networks import Residual, conv, conv_bn_relu
 from tests.support.running import incremental_wherever_possible, paste
@@ -142,7 +142,24 @@ def test_behind_held_gates_all_is_incremental(name: str) -> None:
         name for name in made.plan.layers if name.placement is Placement.DENSE and name.op == "aten.conv2d.default"
     ]
     assert any(layer.rule == "held" for layer in made.plan.layers)
+    assert has_gates(inc)
     assert made.work_share() < 0.8 * inc.work_share()
+
+
+@pytest.mark.parametrize("name", ["squeeze", "eca"])
+def test_extents_with_held_gates(name: str, seed: int) -> None:
+    """They are those of the network whose gates are constants."""
+    model = NETS[name]()
+    inc, image = some(model)
+    options: Any = {"keep": 0.6, "positions": 30, "seed": seed}
+    found = kcompile.measure_extents(inc, image, **options, held=True)
+    heat = kcompile.occlusion(inc, image, stride=6, approximation=Approximation(gates="held", extents=found))
+    assert heat.approximation is not None
+    with torch.no_grad():
+        hold(model, image)
+    constant = kcompile.measure_extents(incremental(model, SHAPE, PATCH), image, **options)
+    assert len(found) > 2
+    assert [cells for _, cells in found] == [cells for _, cells in constant]
 
 
 def test_heads_are_no_gates(seed: int) -> None:
@@ -161,6 +178,7 @@ def test_heads_are_no_gates(seed: int) -> None:
 
     inc, image = some(Heads())
     assert changed(inc, Changes(held=True)).plan == inc.plan
+    assert not has_gates(inc)
     exact, held = (
         kcompile.occlusion(inc, image, approximation=Approximation(gates=gates)) for gates in ("exact", "held")
     )

@@ -15,10 +15,11 @@ import torch
 import kcompile
 from kcompile import Approximation, Tuning
 from kcompile.experiment import experiment
-from kcompile.search import Maps, split
+from kcompile.images import as_images
+from kcompile.search import Maps, default_candidates, split
 from kcompile.selection import Trial, certify, sequence
 from tests.support.equivalence import reacting
-from tests.support.networks import conv_bn_relu, pooled_head
+from tests.support.networks import Gated, conv_bn_relu, pooled_head
 
 SIZE, PATCH, STRIDE = 32, 8, 2  # 13 x 13 positions
 
@@ -143,6 +144,28 @@ GUARANTEE = {"coverage": 0.7, "confidence": 0.9}  # 7 images certify it: 13 or m
 @pytest.fixture(scope="module")
 def tuning(inc: Any, images: Any) -> Tuning:
     return kcompile.tune(inc, images, candidates=[COARSE, FINE], stride=STRIDE, **GUARANTEE)
+
+
+def test_what_is_tried_by_default(inc: Any, images: Any, tmp_path: Path) -> None:
+    """Measured extents, held gates where there are any, and of a module from a file what it can have."""
+    inc.save(tmp_path / "x.kcompile")
+    gated = pooled_head(torch.nn.Sequential(conv_bn_relu(3, 8), Gated(8), conv_bn_relu(8, 8)), 8, 3).eval()
+    tried = {}
+    for name, module in (
+        ("plain", inc),
+        ("file", kcompile.load(tmp_path / "x.kcompile")),
+        ("gated", kcompile.incrementalize(gated, (3, SIZE, SIZE), PATCH)),
+    ):
+        job = experiment(module, None, STRIDE, None, 0.0, None, "logit", None)
+        tried[name] = default_candidates(job, as_images(images[:3], module)[0])
+        assert len(set(tried[name])) == len(tried[name])
+        assert {one.tau for one in tried[name]} == {1.0, 0.6, 0.5, 0.4}
+        assert not any(one.exact for one in tried[name])
+    assert any(one.extents for one in tried["plain"])
+    assert not any(one.extents for one in tried["file"])
+    assert {one.gates for one in (*tried["plain"], *tried["file"])} == {"exact"}
+    assert sum(one.gates == "held" for one in tried["gated"]) > 3 * sum(one.gates == "exact" for one in tried["gated"])
+    assert Approximation(gates="held") in tried["gated"]
 
 
 def test_the_result_says_what_was_certified(inc: Any, images: Any, tuning: Tuning) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import kcompile
-from benchmarks.approximate import figures, quality, report, timing
-from benchmarks.approximate.__main__ import compile_case
-from benchmarks.approximate.cases import CASES, OTHER, TEST, TUNE, lesion
+from benchmarks.approximate import figures, quality, report, study, timing
+from benchmarks.approximate.cases import CASES, OTHER, TEST, TUNE, Compiled, lesion
 from benchmarks.approximate.curve import Curve
 from benchmarks.approximate.quality import TUNED, Store, measure
 from kcompile import Approximation, Tuning
@@ -29,12 +28,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Any]:
     kind = Kind("logit", (8, 8), (2, 2), (0, 0, 24, 24), "", "predicted", "None", "")
     setting = Approximation(share=0.3, coarse=4)
     Tuning(setting, 0.9, 0.9, 0.9, 25, 25, 0.91, 0.95, 2.0, kind).save(folder / "tuning-digits.json")
-    store, inc = Store(folder / "digits.json"), compile_case(DIGITS)
-    assert not measure(DIGITS, inc, store, TEST, 3, time.monotonic() - 1)  # no time: nothing
-    assert measure(DIGITS, inc, store, TEST, 3, time.monotonic() + 600)
-    assert measure(DIGITS, inc, store, TEST, 2, time.monotonic() + 600, compared=True)
-    assert measure(DIGITS, inc, store, OTHER, 2, time.monotonic() + 600)
-    return store, inc
+    store, net = Store(folder / "digits.json"), Compiled.of(DIGITS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "KEPT", folder / "maps")
+        assert not measure(net, store, TEST, 3, time.monotonic() - 1)  # no time: nothing
+        assert measure(net, store, TEST, 3, time.monotonic() + 600)
+        assert measure(net, store, TEST, 2, time.monotonic() + 600, compared=True)
+        assert measure(net, store, OTHER, 2, time.monotonic() + 600)
+    return store, net
 
 
 def test_every_method_has_a_similarity_per_image_or_says_why_not(measured: tuple[Store, Any]) -> None:
@@ -50,7 +51,7 @@ def test_every_method_has_a_similarity_per_image_or_says_why_not(measured: tuple
 
 def test_what_is_there_is_not_measured_again(measured: tuple[Store, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kcompile, "occlusion", lambda *_, **__: pytest.fail("a map was made"))
-    assert measure(DIGITS, measured[1], measured[0], TEST, 3, time.monotonic() + 600)
+    assert measure(measured[1], measured[0], TEST, 3, time.monotonic() + 600)
 
 
 def test_the_sets_share_no_image() -> None:
@@ -61,9 +62,9 @@ def test_the_sets_share_no_image() -> None:
 
 
 def test_times_are_paired_and_reported(measured: tuple[Store, Any], tmp_path: Path) -> None:
-    store, inc = measured
+    store, net = measured
     settings = {TUNED: Approximation(share=0.3, coarse=4)}
-    found = timing.compare(DIGITS.load(), inc, DIGITS.image(TEST, 0), 2, settings, rounds=2)
+    found = timing.compare(DIGITS.load(), net.inc, DIGITS.image(TEST, 0), 2, settings, rounds=2)
     assert found["positions"] == 169
     assert all(len(found[way]["cpu"]) == 2 and min(found[way]["seconds"]) > 0 for way in ("eager", "exact", TUNED))
     median, low, high = timing.ratios(found, TUNED, "eager")
@@ -102,8 +103,8 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(quality, "KEPT", tmp_path / "maps")
     monkeypatch.setattr(quality, "COVERAGE", 0.5)
     monkeypatch.setattr(quality, "CONFIDENCE", 0.7)  # two images certify it
-    monkeypatch.setattr("kcompile.search.candidates_for", lambda _: [Approximation(share=0.3, coarse=4)])
-    store, inc = Store(tmp_path / "digits.json"), compile_case(DIGITS)
+    monkeypatch.setattr("kcompile.search.candidates_for", lambda *_: [Approximation(share=0.3, coarse=4)])
+    store, net = Store(tmp_path / "digits.json"), Compiled.of(DIGITS)
     made: list[int] = []
     make = Maps.make
 
@@ -117,8 +118,22 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     while not (tmp_path / "tuning-digits.json").exists():
         monkeypatch.setattr(time, "monotonic", lambda: 0.0)
         with contextlib.suppress(quality.OutOfTimeError):
-            quality.tune(DIGITS, inc, store, 4, until=10.0)
+            quality.tune(net, store, 4, until=10.0)
         runs += 1
     assert runs >= 2
     assert len(made) in (4, 8)  # no map twice; none of the second half for a candidate that is not tested
     assert Tuning.load(tmp_path / "tuning-digits.json").images == 2
+
+
+def test_a_study_compares_settings_on_few_images(measured: tuple[Store, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = measured[1]
+    names = ["threshold 0.5", "extents that hold 0.98", "the same, 49 exact"]
+    chosen = {name: setting for name, setting in study.settings(net).items() if name in names}
+    monkeypatch.setattr(study, "settings", lambda _: chosen)
+    found = study.compare(net, 2)
+    assert set(found) == set(names)
+    assert all(len(one["ssim"]) == 2 and 0 < one["work"] < 2 for one in found.values())
+    times = {"network": "x", "cut": "y", "targets": {"4": {"gradients": 0.5, "position": 0.002}}}
+    text = report.studied({"networks": {"digits": found}, "gradients": times})
+    assert f"| threshold 0.5 | {np.mean(found['threshold 0.5']['ssim']):.3f} |" in text
+    assert "| 4 | 0.50 | 2.00 |" in text

@@ -68,10 +68,10 @@ class Question:
 
 
 def give_back(inc: IncrementalModule) -> None:
-    """Under a memory budget: drop the bases, and weights that are packed into more bytes than they have."""
+    """Under a memory budget: drop the bases, and what runners hold (weights packed into more bytes, CUDA graphs)."""
     if inc.memory_budget is not None:
         inc.drop_base()
-        if any(executor.surplus for executor in inc.runners.executors.values()):
+        if any(executor.held for executor in inc.runners.executors.values()):
             inc.runners = Runners(inc)
 
 

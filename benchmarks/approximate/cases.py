@@ -67,6 +67,7 @@ CASES = {
         for name in ("vgg", "residual", "inception")
     },
     "digits": Case("digits", digit_network.load_pretrained, digit, 8, 2),
+    "gated": Case("gated", lambda: load_network("gated"), lesion, 16, 8),
 }
 
 TAUS = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -1,9 +1,10 @@
-"""Two more small networks for the same pictures: a residual one and one of Inception's kind, with committed weights.
+"""More small networks for the same pictures: residual, of Inception's kind, and gated, with committed weights.
 
 Their projective fields grow as those of their big kin do, which is what approximations of occlusion maps depend on: the
 residual net has the layout of ResNet18 (He et al. 2016) with a quarter of its channels (0.14 GMAC, 0.70 million
 parameters), the other one a stem, blocks and a reduction like those of Inception v3 (Szegedy et al. 2016), factorised
-7x7 convolutions included (0.15 GMAC, 0.21 million). Input and output are those of `network.lesion_net`.
+7x7 convolutions included (0.15 GMAC, 0.21 million). The gated one is residual too, with squeeze-and-excitation in every
+block (Hu et al. 2018; 0.11 GMAC, 0.27 million). Input and output are those of `network.lesion_net`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,30 @@ class Unit(nn.Sequential):
         super().__init__(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+class Squeeze(nn.Module):
+    """A gate per channel, made of the means of all channels over the whole map."""
+
+    def __init__(self, channels: int) -> None:
+        """See the class."""
+        super().__init__()
+        squeezed = channels // 4
+        parts = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, channels, 1)]
+        self.gate = nn.Sequential(*parts, nn.Sigmoid())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, channels, H, W], each channel times its gate."""
+        return features * self.gate(features)
+
+
 class Residual(nn.Module):
     """ResNet18's block: two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """See the class."""
+    def __init__(self, inputs: int, outputs: int, stride: int, gated: bool = False) -> None:
+        """See the class; ``gated``: squeeze-and-excitation behind the convolutions."""
         super().__init__()
         self.first = Unit(inputs, outputs, 3, stride)
-        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        second = [nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)]
+        self.second = nn.Sequential(*second, *([Squeeze(outputs)] if gated else []))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -57,10 +74,20 @@ class Branches(nn.ModuleList):
 
 def residual_net() -> nn.Sequential:
     """Return the residual network with fresh weights: [N, 3, 224, 224] in model units to logits [N, 4]."""
-    layers: list[nn.Module] = [Unit(3, 16, 7, stride=2), nn.MaxPool2d(3, 2, padding=1)]
-    inputs = 16
-    for outputs, stride in ((16, 1), (32, 2), (64, 2), (128, 2)):
-        layers += [Residual(inputs, outputs, stride), Residual(outputs, outputs, 1)]
+    return _residual((16, 32, 64, 128), gated=False)
+
+
+def gated_net() -> nn.Sequential:
+    """Return the gated network with fresh weights: [N, 3, 224, 224] in model units to logits [N, 4]."""
+    return _residual((16, 32, 48, 64), gated=True)
+
+
+def _residual(widths: tuple[int, ...], gated: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [Unit(3, widths[0], 7, stride=2), nn.MaxPool2d(3, 2, padding=1)]
+    inputs = widths[0]
+    for outputs in widths:
+        stride = 1 if outputs == widths[0] else 2
+        layers += [Residual(inputs, outputs, stride, gated), Residual(outputs, outputs, 1, gated)]
         inputs = outputs
     return nn.Sequential(*layers, *_head(inputs))
 
@@ -113,6 +140,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], Path]] = {
     "vgg": (lesion_net, CHECKPOINT),
     "residual": (residual_net, CHECKPOINT.with_name("residual_net.pt")),
     "inception": (inception_net, CHECKPOINT.with_name("inception_net.pt")),
+    "gated": (gated_net, CHECKPOINT.with_name("gated_net.pt")),
 }
 """By name: the function that makes the network with fresh weights, and its committed checkpoint."""
 

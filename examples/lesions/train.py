@@ -1,4 +1,4 @@
-"""Train a lesion network from nothing: `python -m examples.lesions.train` (`--network residual`, `inception`).
+"""Train a lesion network from nothing: `python -m examples.lesions.train` (`--network residual`, `inception`, `gated`).
 
 Draws the pictures (every training eye once per class, so that only the lesion tells its pictures apart), trains, prints
 the accuracy on held-out eyes and writes the checkpoint. `networks.py` has the networks.

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kcompile.cuda_ops import slab
+
 
 def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
     """See `reference.gather`."""
@@ -21,7 +23,7 @@ def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
         return base.index_select(0, origins[:, 0])
     if bases == 1 and extent == sizes:  # the whole tensor: one base for every query
         whole = base.expand(origins.shape[0], *base.shape[1:])
-        return whole.clone(memory_format=torch.contiguous_format).movedim(-1, 1)  # contiguous() may alias
+        return _copied(whole).movedim(-1, 1)
     where = origins.numpy()  # host arithmetic on a few numbers: NumPy's calls cost a tenth of torch's
     row = where[:, 0]
     for axis, size in enumerate(sizes[:-1]):
@@ -30,12 +32,16 @@ def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
     width = extent[-1]
     count = bases * _product(sizes) - width + 1
     runs = base.as_strided((count, width * channels), (channels, 1))
-    return runs.index_select(0, starts).view(-1, *extent, channels).movedim(-1, 1)
+    if not slab.active():
+        return runs.index_select(0, starts).view(-1, *extent, channels).movedim(-1, 1)
+    window = slab.empty(base, (len(where), *extent, channels))
+    torch.index_select(runs, 0, starts, out=window.view(-1, width * channels))
+    return window.movedim(-1, 1)
 
 
 def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
     """See `reference.superimpose`."""
-    laid = window.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    laid = _copied(window.movedim(1, -1)).movedim(-1, 1)
     _lay(laid, patch, offsets)
     return laid
 
@@ -45,6 +51,13 @@ def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Te
     window = gather(base, origins, extent)
     _lay(window, patch, offsets)
     return window
+
+
+def _copied(cells: Tensor) -> Tensor:
+    """A contiguous copy; ``contiguous()`` may alias."""
+    if not slab.active():
+        return cells.clone(memory_format=torch.contiguous_format)
+    return slab.empty(cells, cells.shape).copy_(cells)
 
 
 def _lay(window: Tensor, patch: Tensor, offsets: Tensor) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kcompile.cuda_ops import slab
+
 LIBRARY = torch.library.Library("kcompile", "DEF")
 
 LIBRARY.define("gather(Tensor base, Tensor origins, SymInt[] extent) -> Tensor")
@@ -26,7 +28,7 @@ LIBRARY.define("contract(Tensor patch, Tensor base, Tensor slopes) -> Tensor")
 
 def channels_last_empty(like: Tensor, rows: int, channels: int, extent: list[int]) -> Tensor:
     """An uninitialised ``[rows, channels, *extent]`` tensor whose memory is channels-last."""
-    return like.new_empty((rows, *extent, channels)).movedim(-1, 1)
+    return slab.empty(like, (rows, *extent, channels)).movedim(-1, 1)
 
 
 def _fake_gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:

@@ -50,6 +50,7 @@ TILES: tuple[tuple[Axis, Axis], ...] = (
     (Axis(1, 1), Axis(2, 7)),
     (Axis(2, 7), Axis(1, 1)),
     *((Axis(m, 3, 2), Axis(m, 3, 2)) for m in (2, 3, 4)),
+    *((Axis(1, 1, step), Axis(1, 1, step)) for step in (1, 2)),  # a plain product, for what surrounds it
 )
 
 
@@ -61,7 +62,7 @@ def matrices(axis: Axis) -> tuple[Matrix, Matrix, Matrix]:
     inputs: Matrix = []
     taps: Matrix = []
     outputs: Matrix = [[] for _ in range(axis.outputs)]
-    for phase in range(axis.stride):
+    for phase in range(min(axis.stride, axis.taps)):
         own = _filtering(axis.outputs, len(range(phase, axis.taps, axis.stride)))
         inputs += _spread(own[0], axis.points, phase, axis.stride)
         taps += _spread(own[1], axis.taps, phase, axis.stride)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kcompile.cuda_ops import native_build, toom_cook
+from kcompile.cuda_ops import native_build, slab, toom_cook
 from kcompile.cuda_ops.cpu import gather_superimpose
 from kcompile.cuda_ops.schema import LIBRARY, channels_last_empty
 
@@ -207,7 +207,7 @@ def _run(
     library = native_build.library()
     assert library is not None
     size = _function(library, "kcompile_winograd_scratch")(tile, ctypes.byref(job))
-    scratch = base.new_empty(size * job.workers)  # not of the default type or device
+    scratch = slab.empty(base, [size * job.workers])  # not of the default type or device
     job.scratch = scratch.data_ptr()
     failed = _function(library, "kcompile_winograd")(tile, ctypes.byref(job), native_build.parallel_for())
     if failed:

@@ -18,6 +18,7 @@ import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
+from kcompile.cuda_ops.slab import in_slabs, release
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
 from kcompile.runtime.choice import CPU, Choice, Costs, FloatArray, Way
@@ -160,6 +161,8 @@ class Executor:
             call = Call(store, some, where, base_index[part], regions, limits, returning)
             for rows, outputs in self._run(call, sizes, policy):
                 yield rows + first, outputs
+        if self.budget is not None:
+            release()
 
     def _allowed(self, policy: Policy, store: BaseStore, sizes: tuple[int, ...]) -> Policy:
         """The policy, where only one of both ways fits into the budget; MemoryBudgetError if none does."""
@@ -237,7 +240,8 @@ class Executor:
         assert self.full is not None, "this executor has no graph for full inference"
         index = upload(call.base_index[rows], call.store.images.device)
         images = patched(call.store.images[index], call.patches(rows), call.positions[rows])
-        return tuple(self.full(images, *(other[index] for other in call.store.others)))
+        with in_slabs():
+            return tuple(self.full(images, *(other[index] for other in call.store.others)))
 
     def _fewer_in_full(self, rows: int) -> None:
         self.full_batch = min(self.full_batch, rows)
@@ -291,7 +295,9 @@ class Executor:
             yield run
 
     def _front(self, call: Call, rows: IntArray, front: Front | None = None) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = (front or self.front)(*self._arguments(call, rows))
+        arguments = self._arguments(call, rows)
+        with in_slabs():
+            outputs: tuple[Tensor, ...] = (front or self.front)(*arguments)
         return outputs
 
     def _arguments(self, call: Call, rows: IntArray) -> list[Any]:
@@ -364,7 +370,8 @@ class Executor:
             if first in tried:  # the tail may write into its inputs: after a failure they are made anew
                 return tuple(self.tail(*self._front(call, rows[some])))
             tried.update(range(first, last))
-            return tuple(self.tail(*(x[first:last] for x in inputs)))
+            with in_slabs():
+                return tuple(self.tail(*(x[first:last] for x in inputs)))
 
         for some in np.array_split(np.arange(len(rows)), -(-len(rows) // call.limits().tail)):
             for part, outputs in in_parts(run, some, self._smaller):

@@ -1,7 +1,12 @@
-"""CPU lowering of convolutions to minimal filtering (`kcompile.cuda_ops.winograd`), where that saves work."""
+"""CPU lowering of convolutions to minimal filtering (`kcompile.cuda_ops.winograd`), where that saves work.
+
+Those of single cells (1x1) go there too: the same products as oneDNN's at the same rate, but windows needn't be made,
+and results lie in slabs (`kcompile.cuda_ops.slab`).
+"""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -29,13 +34,14 @@ _IN_PLACE = {
     aten.leaky_relu.default: aten.leaky_relu_.default,
 }
 _GAIN = 1.15  # by how much the estimate must be less than a direct convolution's
+_SINGLE_CELLS = platform.machine().lower() in ("x86_64", "amd64")  # where the kernel was compared with oneDNN's
 
 
 def tile_for(
     weight: Tensor, sizes: Sequence[int], padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
     groups: int,
 ) -> int | None:  # fmt: skip
-    """The tile that saves most for windows of such sizes, or None where a direct convolution is as good.
+    """The tile that saves most for windows of such sizes, or None where oneDNN's convolution is better.
 
     Args:
         weight: [K, C, r, s].
@@ -49,9 +55,12 @@ def tile_for(
     plain = groups == 1 and {*dilation} == {1} and len(kernel) == 2
     if not plain or min(filters, channels) < winograd.LEAST_CHANNELS or not winograd.supported():
         return None
+    single = max(kernel) == 1
+    if single and not _SINGLE_CELLS:
+        return None
     axes = zip(sizes, padding, kernel, stride, strict=True)
     height, width = (max((cells + 2 * zeros - taps) // step + 1, 1) for cells, zeros, taps, step in axes)
-    best = height * width * weight.numel() / _GAIN
+    best = inf if single else height * width * weight.numel() / _GAIN
     chosen = None
     for tile, sides in enumerate(winograd.TILES):
         if [side.taps for side in sides] == kernel and [side.stride for side in sides] == list(stride):

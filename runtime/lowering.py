@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from kcompile.runtime import filtering, packing
+from kcompile.runtime.lowering_slabs import lower_results
 from kcompile.runtime.packing import Packed
 
 aten = torch.ops.aten
@@ -87,6 +88,7 @@ def lower(
             spare -= _lower_conv(lowered, packed, node, sizes, owned, spare)
         elif node.op == "call_function" and node.target is aten.linear.default:
             _lower_linear(lowered, packed, node)
+    lower_results(graph)
     graph.eliminate_dead_code()
     graph.lint()
     lowered.recompile()

@@ -144,12 +144,23 @@ struct Kernel {
     }
   }
 
+  // True where a product takes its rows straight from the base: one cell each, whole windows without a patch.
+  bool in_place() const {
+    return POINTS == 1 && H::s == 1 && W::s == 1 && !job.patch && !job.origins && !job.top && !job.left &&
+           job.height == job.base_height && job.width == job.base_width && job.channels % 1024 != 0;  // else all rows share sets of the cache
+  }
+
   void work(std::atomic<int64_t>& next, float* scratch) const {
     const int64_t tiles = job.count * rows * columns;
     float *zeros = scratch, *inputs = zeros + job.channels, *products = inputs + POINTS * job.block * lda;
     std::fill(zeros, inputs, 0.0f);
     for (int64_t first; (first = next.fetch_add(job.block)) < tiles;) {
       const int64_t here = std::min(job.block, tiles - first);
+      if (in_place()) {  // cells are rows already
+        multiply(here, job.base + first * job.channels, job.channels, job.weights, panels, job.channels, products, ldo);
+        for (int64_t i = 0; i < here; i++) write(tile(first + i), products + i * ldo);
+        continue;
+      }
       for (int64_t i = 0; i < here; i++) read(tile(first + i), zeros, inputs + i * lda);
       for (int64_t p = 0; p < POINTS; p++)
         multiply(here, inputs + p * job.block * lda, lda, job.weights + p * panels * job.channels * PANEL, panels,

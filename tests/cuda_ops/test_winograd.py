@@ -67,7 +67,13 @@ def test_what_transforms_values_is_exact_in_float32(axis: Axis) -> None:
 @pytest.mark.parametrize("run", [winograd.reference, pytest.param(ops.winograd, marks=native)])
 @pytest.mark.parametrize(
     ("count", "channels", "filters", "height", "width", "padded"),
-    [(3, 16, 16, 9, 11, 0), (2, 37, 45, 13, 8, 1), (1, 64, 17, 21, 20, 1), (40, 24, 80, 7, 7, 0), (0, 16, 16, 9, 9, 0)],
+    [
+        (3, 16, 16, 9, 11, 0),
+        (2, 37, 45, 13, 8, 1),
+        (1, 64, 17, 21, 20, 1),
+        (40, 24, 80, 7, 7, 0),
+        (0, 16, 16, 9, 9, 0),
+    ],
 )
 def test_equals_a_convolution(tile, run, count, channels, filters, height, width, padded):
     weight = weights_of(tile, filters, channels)
@@ -83,6 +89,16 @@ def test_equals_a_convolution(tile, run, count, channels, filters, height, width
     got = run(window, packed, None, other, padding, filters, tile, -0.25, 0.5)
     want = (want - bias.double()[:, None, None] + other).clamp(-0.25, 0.5)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE * scale)
+
+
+@pytest.mark.parametrize("channels", [1000, 1024, 2048])
+def test_single_cells_of_many_channels(channels):
+    """Multiples of 1,024 are copied first, others are read in place; parts of blocks, too."""
+    tile = winograd.TILES.index((Axis(1, 1), Axis(1, 1)))
+    window, weight, other = channels_last(3, channels, 9, 8), weights_of(tile, 40, channels), channels_last(3, 40, 9, 8)
+    got = ops.winograd(window, winograd.pack(weight, tile), None, other, [0, 0], 40, tile, -INF, INF)
+    want = F.conv2d(window.double(), weight.double()) + other
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE * float(want.abs().max()))
 
 
 @tiles

@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool | None]] = {
     "7x1": (lambda: conv(48, 64, (7, 1)), True),
     "1x7": (lambda: conv(48, 64, (1, 7)), True),
     "7x7": (lambda: conv(16, 16, 7), False),
-    "1x1": (lambda: nn.Conv2d(16, 16, 1), False),
+    "1x1, stride": (lambda: nn.Conv2d(16, 40, 1, stride=2), filtering._SINGLE_CELLS),
     "stride": (lambda: nn.Conv2d(128, 256, 3, stride=2, padding=1), None),
     "stride, no padding": (lambda: nn.Conv2d(128, 256, 3, stride=2), None),
     "stride along one axis": (lambda: nn.Conv2d(48, 64, 3, stride=(2, 1)), False),
@@ -64,6 +64,14 @@ KINDS: dict[str, tuple[Callable[[], nn.Conv2d], bool | None]] = {
     "groups": (lambda: nn.Conv2d(16, 32, 3, padding=1, groups=2), False),
     "few channels": (lambda: conv(16, 12), False),
 }
+
+
+@pytest.mark.skipif(not filtering._SINGLE_CELLS, reason="oneDNN's are taken here")
+@pytest.mark.parametrize("dense", [False, True], ids=["front", "tail"])
+def test_single_cells(dense: bool, seed: int) -> None:
+    """What they read is the window of the layer before, in any case."""
+    _, found = checked(nn.Sequential(conv(3, 16), nn.ReLU(), nn.Conv2d(16, 20, 1), nn.ReLU(), conv(20, 3)), dense)
+    assert ON_WINDOWS in found
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["front", "tail"])

@@ -1,0 +1,144 @@
+"""Slabs: memory for what ops make on a CPU, given out by lowest address.
+
+Windows of a map have other sizes in every batch. glibc gives each the smallest hole of its heap that it fits, which is
+another one each time, so that a run touches ever more of the heap; compilation alone leaves hundreds of megabytes of
+holes. Here the lowest hole is taken, so that memory stays that was used just before, and not more of it than is live at
+a time, but for gaps. Where a call runs inside `in_slabs`, ops take their results and scratch from the thread's slabs.
+A block is free again as soon as no tensor uses it; no slab is unmapped while one does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST = 32 << 10  # bytes; smaller tensors are malloc's
+_SLAB = 1 << 30  # bytes of addresses that are mapped at a time; the system gives memory for what is touched
+_LINE = 64  # of a cache
+_HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # 2 MB pages: fewer faults, fewer misses of the translation's cache
+# Not counted as promised by systems that count.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000} if sys.platform == "linux" else {}
+
+
+class _Block(np.ndarray[tuple[int], np.dtype[np.uint8]]):
+    """A piece of a slab; says so when the last tensor on it is gone."""
+
+    home: tuple[deque[tuple[int, int]], int, int] | None = None
+
+    def __del__(self) -> None:
+        if self.home is not None:
+            freed, start, size = self.home
+            freed.append((start, size))  # by any thread, also while `take` runs: deques are safe there
+
+
+class Slab:
+    """One mapping, and which parts of it are free.
+
+    Attributes:
+        size: Of the mapping in bytes.
+        live: Bytes that are given out, as far as is known.
+        top: The end of the highest block that ever was given out.
+    """
+
+    def __init__(self, size: int) -> None:
+        memory = mmap.mmap(-1, size, **_PRIVATE)
+        if _HUGE is not None:
+            memory.madvise(_HUGE)
+        self.size, self.live, self.top = size, 0, 0
+        self._bytes = np.frombuffer(memory, dtype=np.uint8)
+        self._holes = [(0, size)]  # by address, never two side by side
+        self._freed: deque[tuple[int, int]] = deque()
+
+    def take(self, nbytes: int) -> _Block | None:
+        """The lowest free block of so many bytes, or None."""
+        self.collect()
+        size = -(-nbytes // _LINE) * _LINE
+        for i, (start, room) in enumerate(self._holes):
+            if room >= size:
+                self._holes[i : i + 1] = [(start + size, room - size)] if room > size else []
+                self.live += size
+                self.top = max(self.top, start + size)
+                block = self._bytes[start : start + nbytes].view(_Block)
+                block.home = (self._freed, start, size)
+                return block
+        return None
+
+    def collect(self) -> None:
+        """Make holes of all blocks that were freed."""
+        while self._freed:
+            start, size = self._freed.popleft()
+            self.live -= size
+            i = bisect_left(self._holes, (start, 0))
+            if i < len(self._holes) and start + size == self._holes[i][0]:
+                size += self._holes.pop(i)[1]
+            if i and sum(self._holes[i - 1]) == start:
+                i -= 1
+                start, before = self._holes.pop(i)
+                size += before
+            self._holes.insert(i, (start, size))
+
+
+class _Thread(threading.local):
+    """A thread's slabs, and whether ops use them now."""
+
+    def __init__(self) -> None:
+        self.slabs: list[Slab] = []
+        self.inside = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def in_slabs(wanted: bool = True) -> Iterator[None]:
+    """In here ops make what they make in this thread's slabs (``wanted=False``: don't)."""
+    before, _thread.inside = _thread.inside, wanted
+    try:
+        yield
+    finally:
+        _thread.inside = before
+
+
+def active() -> bool:
+    """True `in_slabs`."""
+    return _thread.inside
+
+
+def empty(like: Tensor, sizes: Sequence[int]) -> Tensor:
+    """As ``like.new_empty(sizes)``; in a slab where the thread is `in_slabs` and that can be."""
+    if not _thread.inside or type(like) is not Tensor or like.device.type != "cpu":
+        return like.new_empty(sizes)
+    nbytes = prod(sizes) * like.element_size()
+    if nbytes < LEAST:
+        return like.new_empty(sizes)
+    return torch.frombuffer(_take(nbytes), dtype=like.dtype).view(*sizes)
+
+
+def _take(nbytes: int) -> _Block:
+    for slab in _thread.slabs:
+        block = slab.take(nbytes)
+        if block is not None:
+            return block
+    _thread.slabs.append(Slab(max(_SLAB, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)))
+    block = _thread.slabs[-1].take(nbytes)
+    assert block is not None
+    return block
+
+
+def release() -> int:
+    """Unmap this thread's slabs that nothing lies in; the bytes that go back to the system, at most."""
+    for slab in _thread.slabs:
+        slab.collect()
+    gone = [slab for slab in _thread.slabs if not slab.live]
+    _thread.slabs = [slab for slab in _thread.slabs if slab.live]
+    return sum(slab.top for slab in gone)

@@ -59,7 +59,9 @@ def test_maps(run: Any) -> None:
 
 
 def test_interactive(run: Any) -> None:
-    rows = run("--suite", "interactive", "--queries", "0", "1", "20", "--sample", "0", "--baselines", "eager")["rows"]
+    rows = run(
+        "--suite", "interactive", "--queries", "0", "1", "20", "--sample", "0", "--baselines", "eager", "--no-memory"
+    )["rows"]
     assert [(row["queries"], row["positions"], row["batch"]) for row in rows] == [(1, 1, 1), (0, 196, 16), (20, 20, 16)]
     for row in rows:
         check(row, {"eager"})

@@ -24,11 +24,18 @@ Size = tuple[int, int]
 # Compiled for the first size; the others run on the same module. In float64 one of these, by chance.
 SINGLE: list[list[Size]] = [[(64, 64), (31, 17)], [(16, 16), (3, 5)], [(1, 1)]]
 DOUBLE: list[list[Size]] = [[(31, 17), (1, 1)], [(16, 16), (3, 5)], [(64, 64), (5, 33)]]
+LONG = ("VGG16", "Inception3", "DenseNet121")  # in float64
+CASES = [
+    pytest.param(
+        name, dtype, marks=[pytest.mark.slow] * (name in LONG and dtype is torch.float64), id=f"{name}-{dtype}"
+    )
+    for name in NETWORKS
+    for dtype in (torch.float32, torch.float64)
+]
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization of (GoogleNet|inception_v3):FutureWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_patched_copies(name: str, dtype: torch.dtype, seed: int) -> None:
     size, make = NETWORKS[name]
     shape = (3, size, size)

@@ -21,6 +21,7 @@ from kcompile.core.errors import (
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
 from kcompile.core.region import evaluate
+from kcompile.cuda_ops.slab import release
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.budget import check_budget
@@ -121,8 +122,9 @@ class IncrementalModule(nn.Module):
         return self
 
     def drop_base(self) -> None:
-        """Forget the base images and what was kept of them."""
+        """Forget the base images and what was kept of them; memory that this thread's queries used goes back."""
         self._store, self._earlier, self.base_output, self._flat_base = None, None, None, []
+        release()
 
     @torch.no_grad()
     def materialize(self, *args: Any, **kwargs: Any) -> Any:

@@ -220,7 +220,7 @@ def test_bfloat16_is_computed_in_float32(tmp_path: Path, seed: int) -> None:
     model = ready(network, MAP, torch.bfloat16)
     inc = incremental(model, MAP, (3, 3))
     found = exported(inc, tmp_path)
-    image, patches, positions = torch.randn(MAP), torch.randn(5, 4, 3, 3), anywhere(MAP, (3, 3), 5)
+    image, patches, positions = torch.randn(MAP), 4 * torch.randn(9, 4, 3, 3), anywhere(MAP, (3, 3), 9)
     image, patches = image.bfloat16().float(), patches.bfloat16().float()
     own, exact = inc.materialize(image.bfloat16()), copy.deepcopy(model).double()(image.double()[None])
     got = found.materialize(image)

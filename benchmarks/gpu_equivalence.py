@@ -178,10 +178,14 @@ def _summed(
     weight = (torch.randn(filters, channels, *kernel) * (channels * prod(kernel)) ** -0.5).to(dtype)
     ones, steps = [1] * axes, [_integer(1, 2) for _ in range(axes)]
     tile = _integer(0, len(convolved.TILES) - 1)
+    padding = [_integer(0, 1)] * axes
+    cells = convolved.out_sizes(sizes, weight, steps, padding, ones)
+    added = (torch.randn(bases, *cells, filters).to(dtype), torch.randn(queries, filters, *cells).to(dtype))
+    added = (*added, origins, torch.ones(queries, axes, dtype=torch.int64)) if _integer(0, 1) else (None,) * 4
     return {
         "read_mean": (*read, base.to(reads.wide(dtype)).flatten(1, -2).sum(1)),
         "read_linear": (*read, packed, own, before),
-        "read_convolved": (*read, weight, own, steps, [_integer(0, 1)] * axes, ones, 0.0, inf, tile),
+        "read_convolved": (*read, weight, own, steps, padding, ones, *added, 0.0, inf, tile),
     }
 
 

@@ -190,6 +190,8 @@ class Incremental:
                 whole = affordable >= len(self.everything)
                 self.sample = sample_of(self.inc, self.everything, 0 if whole else int(affordable))
                 self.timing.first = self._run(self.sample)
+                if self.inc.executor().replaying is not None:
+                    self._run(self.sample)  # captures
         except torch.OutOfMemoryError:
             return False
         self.timing.positions = len(self.sample.rows)

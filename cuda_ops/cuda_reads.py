@@ -14,7 +14,7 @@ from kcompile.cuda_ops import reads
 from kcompile.cuda_ops.cuda import usable
 from kcompile.cuda_ops.launch import Launcher
 from kcompile.cuda_ops.packing import Frame, Source, three, widest
-from kcompile.cuda_ops.reads import Join, Part
+from kcompile.cuda_ops.reads import READS, Join, Part, Pool, Read
 
 VALUES = {
     torch.float32: "Float32",
@@ -56,72 +56,42 @@ class Kernel:
         self.run.launch(name, defines, self.frame.grid(self.per, items), argument)
 
 
-def read_activated(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-) -> Tensor:
+def read_activated(*given: Any) -> Tensor:
     """See `reads.read_activated`."""
-    part = Part(base, patch, bias, low, high, origins, offsets)
+    read = Read(*given)
+    part, extent = read.part, read.extent
     if (run := runner([part], extent)) is None:
-        return reads.read_activated(base, patch, bias, low, high, origins, offsets, extent)
-    out = base.new_empty((part.rows, *extent, part.channels))
+        return reads.read_activated(*given)
+    out = read.base.new_empty((part.rows, *extent, part.channels))
     if out.numel():
         Kernel(run, Frame(out), len(extent), [part]).launch("activated", 4)
     return out.movedim(-1, 1)
 
 
-def read_pooled(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    divisor: int,
-) -> Tensor:
+def read_pooled(*given: Any) -> Tensor:
     """See `reads.read_pooled`."""
-    part = Part(base, patch, bias, low, high, origins, offsets)
-    geometry = (kernel, stride, padding, dilation)
+    read, pool = Read(*given[:READS]), Pool(*given[READS:])
+    part, extent = read.part, read.extent
     if (run := runner([part], extent)) is None:
-        return reads.read_pooled(base, patch, bias, low, high, origins, offsets, extent, *geometry, divisor)
-    out = base.new_empty((part.rows, *reads.pooled_sizes(extent, *geometry), part.channels))
+        return reads.read_pooled(*given)
+    out = read.base.new_empty((part.rows, *pool.sizes(extent), part.channels))
     if out.numel():
-        numbers = (number for values in (*geometry, extent) for number in three(values))
-        tail = _POOL.pack(divisor, 0.0 if divisor else -inf, *numbers, 0)
+        numbers = (number for values in (*pool[:-1], extent) for number in three(values))
+        tail = _POOL.pack(pool.divisor, 0.0 if pool.divisor else -inf, *numbers, 0)
         Kernel(run, Frame(out), len(extent), [part]).launch("pooled", 1, tail)
     return out.movedim(-1, 1)
 
 
-def read_mean(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    sums: Tensor | None,
-) -> Tensor:
+def read_mean(*given: Any) -> Tensor:
     """See `reads.read_mean`."""
-    part = Part(base, patch, bias, low, high, origins, offsets)
+    *reading, sums = given
+    read = Read(*reading)
+    part, extent = read.part, read.extent
     if (run := runner([part], extent)) is None:
-        return reads.read_mean(base, patch, bias, low, high, origins, offsets, extent, sums)
-    out = base.new_empty((part.rows, part.channels))
+        return reads.read_mean(*given)
+    out = read.base.new_empty((part.rows, part.channels))
     if out.numel():
-        totals = None if sums is None else sums.to(device=base.device, dtype=reads.wide(base.dtype)).contiguous()
+        totals = None if sums is None else sums.to(device=out.device, dtype=reads.wide(out.dtype)).contiguous()
         frame = Frame(out.view(part.rows, *[1] * len(extent), part.channels))
         tail = _MEAN.pack(address(totals), *three(extent), prod(extent))
         Kernel(run, frame, len(extent), [part]).launch("mean", 1, tail)

@@ -6,12 +6,13 @@ The arguments before ``weight`` say what is read, as in `reads`; the window is t
 from __future__ import annotations
 
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kcompile.cuda_ops.reads import READ
+from kcompile.cuda_ops.reads import READ, READS, Read
 from kcompile.cuda_ops.schema import LIBRARY
 
 LIBRARY.define(f"read_linear({READ}, Tensor weight, Tensor? own, Tensor? before) -> Tensor")
@@ -23,40 +24,30 @@ def pack(weight: Tensor, cells: int) -> Tensor:
     return weight.detach().view(features, -1, cells).permute(2, 1, 0).contiguous()
 
 
-def read_linear(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    weight: Tensor,
-    own: Tensor | None,
-    before: Tensor | None,
-) -> Tensor:
-    """The reference: the window, written out, times the weights.
+class Layer(NamedTuple):
+    """The layer.
 
-    Args:
-        base: [B, *sizes, C].
-        patch: [N, C, *patch extent].
-        bias: [C], of the convolution that made the patch, or None.
-        low: Least value of the patch.
-        high: Largest value of the patch.
-        origins: [N, 1 + axes].
-        offsets: [N, axes].
-        extent: Cells of the map.
+    Attributes:
         weight: [cells, C, F], as `pack` makes them.
         own: [F], or None.
         before: [B, F], the bases' own results, or None: with them, a kernel need not read all weights.
+    """
+
+    weight: Tensor
+    own: Tensor | None
+    before: Tensor | None
+
+
+def read_linear(*given: Any) -> Tensor:
+    """The reference: the window, written out, times the weights; arguments as of `Read` and `Layer`.
 
     Returns:
         [N, F].
     """
-    window = torch.ops.kcompile.read_activated(base, patch, bias, low, high, origins, offsets, extent)
-    rows = window.movedim(1, -1).reshape(window.shape[0], prod(extent) * base.shape[-1])
-    return functional.linear(rows, weight.flatten(0, 1).t(), own)
+    layer = Layer(*given[READS:])
+    window = torch.ops.kcompile.read_activated(*given[:READS])
+    rows = window.movedim(1, -1).reshape(window.shape[0], prod(window.shape[1:]))
+    return functional.linear(rows, layer.weight.flatten(0, 1).t(), layer.own)
 
 
 def of_bases(base: Tensor, weight: Tensor, own: Tensor | None, lows: list[int], extent: list[int]) -> Tensor:
@@ -74,20 +65,9 @@ def of_bases(base: Tensor, weight: Tensor, own: Tensor | None, lows: list[int], 
     return functional.linear(base.reshape(base.shape[0], -1), weight.flatten(0, 1).t(), own)
 
 
-def _fake_linear(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    weight: Tensor,
-    own: Tensor | None,
-    before: Tensor | None,
-) -> Tensor:
-    return base.new_empty((origins.shape[0], weight.shape[2]))
+def _fake_linear(*given: Any) -> Tensor:
+    read, layer = Read(*given[:READS]), Layer(*given[READS:])
+    return read.base.new_empty((read.origins.shape[0], layer.weight.shape[2]))
 
 
 torch.library.register_fake("kcompile::read_linear", _fake_linear, lib=LIBRARY)

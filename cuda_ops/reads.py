@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,6 +113,55 @@ class Join:
         return sum(part.channels for part in self.parts) if self.cat else self.parts[0].channels
 
 
+class Read(NamedTuple):
+    """What an op of one window reads: its first arguments, in the schemas' order.
+
+    Attributes:
+        base: [B, *sizes, C].
+        patch: [N, C, *patch extent].
+        bias: [C], of the convolution that made the patch, or None.
+        low: Least value of the patch.
+        high: Largest value of the patch.
+        origins: [N, 1 + axes]: which base, and where in it the window begins.
+        offsets: [N, axes], of the patch in the window.
+        extent: Cells of the window per axis.
+    """
+
+    base: Tensor
+    patch: Tensor
+    bias: Tensor | None
+    low: float
+    high: float
+    origins: Tensor
+    offsets: Tensor
+    extent: list[int]
+
+    @property
+    def part(self) -> Part:
+        """The window, as one of a join."""
+        return Part(*self[:-1])
+
+    def window(self) -> Tensor:
+        """The window, written out."""
+        return self.part.window(self.extent)
+
+
+class Pool(NamedTuple):
+    """A pool: lists have one entry for each axis; it gives maxima (divisor 0), or sums divided by ``divisor``."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    divisor: int
+
+    def sizes(self, extent: Sequence[int]) -> list[int]:
+        """Cells of the result per axis."""
+        given = zip(extent, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [(e + 2 * p - (k - 1) * d - 1) // s + 1 for e, k, s, p, d in given]
+
+
+READS = len(Read._fields)
 JOIN_OWN = ("extent", "cat", "scale", "shift", "low", "high")
 
 
@@ -123,68 +172,36 @@ def activated(patch: Tensor, bias: Tensor | None, low: float, high: float) -> Te
     return patch.clamp(low, high)
 
 
-def read_activated(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-) -> Tensor:
-    """`reference.gather_superimpose` of the patch after bias and activation."""
-    return Part(base, patch, bias, low, high, origins, offsets).window(extent)
+def read_activated(*given: Any) -> Tensor:
+    """`reference.gather_superimpose` of the patch after bias and activation; arguments as of `Read`."""
+    return Read(*given).window()
 
 
-def read_pooled(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    divisor: int,
-) -> Tensor:
-    """A pool of the window: maxima (divisor 0), or sums divided by ``divisor``; padding counts as -inf or as 0."""
-    window = Part(base, patch, bias, low, high, origins, offsets).window(extent)
-    if len(extent) == 1:  # the pools of two axes do for one
+def read_pooled(*given: Any) -> Tensor:
+    """A pool of the window, whose padding counts as -inf or as 0; arguments as of `Read` and `Pool`."""
+    window, pool = Read(*given[:READS]).window(), Pool(*given[READS:])
+    axes = window.dim() - 2
+    if axes == 1:  # the pools of two axes do for one
         window = window.unsqueeze(2)
-        kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
-    if divisor:
-        pool = F.avg_pool3d if len(extent) == 3 else F.avg_pool2d
+        pool = Pool([1, *pool.kernel], [1, *pool.stride], [0, *pool.padding], [1, *pool.dilation], pool.divisor)
+    if pool.divisor:
+        average = F.avg_pool3d if axes == 3 else F.avg_pool2d
         summed = window.to(wide(window.dtype))  # pools of three axes know no half precision on the CPU
-        result = pool(summed, kernel, stride, padding, divisor_override=divisor).to(window.dtype)
+        result = average(summed, pool.kernel, pool.stride, pool.padding, divisor_override=pool.divisor)
+        result = result.to(window.dtype)
     else:
-        most = F.max_pool3d if len(extent) == 3 else F.max_pool2d
-        result = most(window, kernel, stride, padding, dilation)
-    return _channels_last(result.squeeze(2) if len(extent) == 1 else result)
+        result = (F.max_pool3d if axes == 3 else F.max_pool2d)(window, *pool[:-1])
+    return _channels_last(result.squeeze(2) if axes == 1 else result)
 
 
-def read_mean(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    sums: Tensor | None,
-) -> Tensor:
-    """Means [N, C] over all cells of the window.
+def read_mean(*given: Any) -> Tensor:
+    """Means [N, C] over all cells of the window; arguments as of `Read`, and ``sums``.
 
-    ``sums`` [B, C] are the bases' own sums over these cells, in float32 (float64 for float64): with them, a kernel
-    reads only the cells that patches cover.
+    ``sums`` [B, C] are the bases' own sums over these cells, in float32 (float64 for float64), or None: with them, a
+    kernel reads only the cells that patches cover.
     """
-    window = Part(base, patch, bias, low, high, origins, offsets).window(extent)
-    return window.to(wide(base.dtype)).mean(dim=list(range(2, window.dim()))).to(base.dtype)
+    window = Read(*given[:READS]).window()
+    return window.to(wide(window.dtype)).mean(dim=list(range(2, window.dim()))).to(window.dtype)
 
 
 def read_joined(*given: Any) -> Tensor:
@@ -217,14 +234,6 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def pooled_sizes(
-    extent: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    """Cells of a pool's result per axis."""
-    given = zip(extent, kernel, stride, padding, dilation, strict=True)
-    return [(e + 2 * p - (k - 1) * d - 1) // s + 1 for e, k, s, p, d in given]
-
-
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 2))
 
@@ -233,50 +242,19 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-def _fake_activated(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-) -> Tensor:
-    return channels_last_empty(base, origins.shape[0], base.shape[-1], extent)
+def _fake_activated(*given: Any) -> Tensor:
+    read = Read(*given)
+    return channels_last_empty(read.base, read.origins.shape[0], read.base.shape[-1], read.extent)
 
 
-def _fake_pooled(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    divisor: int,
-) -> Tensor:
-    sizes = pooled_sizes(extent, kernel, stride, padding, dilation)
-    return channels_last_empty(base, origins.shape[0], base.shape[-1], sizes)
+def _fake_pooled(*given: Any) -> Tensor:
+    read, pool = Read(*given[:READS]), Pool(*given[READS:])
+    return channels_last_empty(read.base, read.origins.shape[0], read.base.shape[-1], pool.sizes(read.extent))
 
 
-def _fake_mean(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    sums: Tensor | None,
-) -> Tensor:
-    return base.new_empty((origins.shape[0], base.shape[-1]))
+def _fake_mean(*given: Any) -> Tensor:
+    read = Read(*given[:READS])
+    return read.base.new_empty((read.origins.shape[0], read.base.shape[-1]))
 
 
 def _fake_joined(*given: Any) -> Tensor:

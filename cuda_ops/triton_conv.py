@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kcompile.cuda_ops import convolved
-from kcompile.cuda_ops.convolved import TILES, Tile, out_sizes
+from kcompile.cuda_ops.convolved import TILES, Convolution, Tile
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FEW_CHANNELS = 16  # fewer than a product takes at a time: summands of several taps go together
@@ -54,7 +54,8 @@ def _works(device: torch.device) -> bool:
     base, patch, weight = quarters(1, 9, 9, 16), quarters(2, 4, 4, 16).movedim(-1, 1), quarters(32, 3, 3, 16)
     origins, offsets = torch.tensor([[0, 0, 1], [0, 2, 0]]).to(device), torch.tensor([[1, 2], [-2, 3]]).to(device)
     given = (base, patch, None, -inf, inf, origins, offsets, [7, 8], weight.permute(0, 3, 1, 2))
-    rest = (quarters(32), [1, 1], [0, 0], [1, 1], 0.0, inf, 0)
+    added = (quarters(1, 7, 7, 32), quarters(2, 2, 3, 32).movedim(-1, 1), origins, offsets)
+    rest = (quarters(32), [1, 1], [0, 0], [1, 1], *added, 0.0, inf, 0)
     return torch.equal(convolve(*given, *rest).cpu(), convolved.read_convolved(*_on_cpu(given), *_on_cpu(rest)))
 
 
@@ -82,54 +83,67 @@ def fits(base: Tensor, patch: Tensor, extent: list[int], weight: Tensor, sizes: 
     return max(*counts, tiles) <= LARGEST and min(sizes) > 0
 
 
-def convolve(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    weight: Tensor,
-    own: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    least: float,
-    most: float,
-    tile: int,
-) -> Tensor:
+def convolve(*given: Any) -> Tensor:
     """See `convolved.read_convolved`; arguments are such that `fits`."""
-    sizes = out_sizes(extent, weight, stride, padding, dilation)
-    queries, device = origins.shape[0], base.device
-    out = base.new_empty((queries, *sizes, weight.shape[0]))
+    conv = Convolution(*given)
+    base, weight, sizes = conv.base, conv.weight, conv.sizes
+    queries, device, filters = conv.origins.shape[0], base.device, weight.shape[0]
+    out = base.new_empty((queries, *sizes, filters))
     if not out.numel():
         return out.movedim(-1, 1)
-    below, above = base.contiguous(), patch.movedim(1, -1).contiguous()
-    lines = weight.movedim(1, -1).contiguous()
-    places = [where.to(device=device, dtype=torch.int64).contiguous() for where in (origins, offsets)]
-    ends = [None if v is None else v.to(device=device, dtype=base.dtype).contiguous() for v in (bias, own)]
     channels = base.shape[-1]
-    unit = unit_of(channels, base.element_size())
-    steps = [step // unit for source in (below, above) for step in source.stride()[:3]]
+    unit, lane = unit_of(channels, base.element_size()), unit_of(filters, base.element_size())
+    read = _Source(base, conv.patch, conv.origins, conv.offsets, unit, out)
+    added = _Source(
+        conv.added_base, conv.added_patch, conv.added_origins, conv.added_offsets, lane, out
+    )  # fmt: skip
+    ends = [out if v is None else v.to(device=device, dtype=base.dtype).contiguous() for v in (conv.bias, conv.own)]
+    lines = weight.movedim(1, -1).contiguous()
     numbers = (
-        *steps, *above.shape[1:3], *extent, *sizes, queries * prod(sizes), *stride, *padding, *dilation,
-        weight.shape[3], weight.shape[2] * weight.shape[3], channels // unit, weight.shape[0],
+        *read.numbers, *conv.extent, *sizes, queries * prod(sizes), *conv.stride, *conv.padding, *conv.dilation,
+        weight.shape[3], weight.shape[2] * weight.shape[3], channels // unit, filters // lane, *added.numbers,
     )  # fmt: skip
     kinds = {
         "UNIT": unit,
-        "ENDED": bias is not None or (low, high) != (-inf, inf),
-        "BIAS": bias is not None,
-        "OWN": own is not None,
+        "LANE": lane,
+        "ENDED": conv.bias is not None or (conv.low, conv.high) != (-inf, inf),
+        "BIAS": conv.bias is not None,
+        "OWN": conv.own is not None,
+        "UNDER": conv.added_base is not None,
+        "UPPER": conv.added_patch is not None,
         "FLAT": channels < FEW_CHANNELS,
         "TF32": base.dtype is torch.float32 and uses_tf32(),
         "WIDE": base.dtype is torch.bfloat16 and device.type == "cpu",
     }
-    tensors = (below, above, lines, *(below if end is None else end for end in ends), out, *places)
-    given = (*tensors, low, high, least, most, *numbers)
-    _launch(given, kinds, TILES[tile], (queries * prod(sizes), weight.shape[0]), device)
+    tensors = (*read.tensors[:2], lines, *ends, out, *read.tensors[2:], *added.tensors)
+    arguments = (*tensors, conv.low, conv.high, conv.least, conv.most, *numbers)
+    _launch(arguments, kinds, TILES[conv.tile], (queries * prod(sizes), filters), device)
     return out.movedim(-1, 1)
+
+
+class _Source:
+    """A base and the patch over it as the kernel takes them: tensors, and strides in units of so many values."""
+
+    def __init__(
+        self,
+        base: Tensor | None,
+        patch: Tensor | None,
+        origins: Tensor | None,
+        offsets: Tensor | None,
+        unit: int,
+        like: Tensor,
+    ) -> None:
+        """Anything stands for what is absent: the kernel won't read it."""
+        below = like if base is None else base.contiguous()
+        above = like if patch is None else patch.movedim(1, -1).contiguous()
+        places = (self._places(where, like.device) for where in (origins, offsets))
+        self.tensors = (below, above, *(like if where is None else where for where in places))
+        steps = [step // unit for source in (below, above) for step in source.stride()[:3]]
+        self.numbers = (*steps, *above.shape[1:3])
+
+    @staticmethod
+    def _places(where: Tensor | None, device: torch.device) -> Tensor | None:
+        return None if where is None else where.to(device=device, dtype=torch.int64).contiguous()
 
 
 def _launch(
@@ -159,61 +173,28 @@ def uses_tf32() -> bool:
         return bool(cudnn.conv.fp32_precision == "tf32")
 
 
-def read_convolved(
-    base: Tensor,
-    patch: Tensor,
-    bias: Tensor | None,
-    low: float,
-    high: float,
-    origins: Tensor,
-    offsets: Tensor,
-    extent: list[int],
-    weight: Tensor,
-    own: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    least: float,
-    most: float,
-    tile: int,
-) -> Tensor:
+def read_convolved(*given: Any) -> Tensor:
     """See `convolved.read_convolved`: the kernel, or the reference where it can't be used."""
-    given = (
-        base,
-        patch,
-        bias,
-        low,
-        high,
-        origins,
-        offsets,
-        extent,
-        weight,
-        own,
-        stride,
-        padding,
-        dilation,
-        least,
-        most,
-    )
-    if tile < 0 or not _usable(given):
-        return convolved.read_convolved(*given, tile)
-    return convolve(*given, tile)
+    conv = Convolution(*given)
+    return convolve(*conv) if conv.tile >= 0 and _usable(conv) else convolved.read_convolved(*conv)
 
 
-def _usable(given: tuple[Any, ...]) -> bool:
-    base, patch, _, _, _, origins, _, extent, weight, _, stride, padding, dilation, _, _ = given
-    if weight.dim() != 4 or len(extent) != 2:
+def _usable(conv: Convolution) -> bool:
+    base, patch, weight, added = conv.base, conv.patch, conv.weight, conv.added
+    if weight.dim() != 4 or len(conv.extent) != 2:
         return False
-    sizes = out_sizes(extent, weight, stride, padding, dilation)
-    return fits(base, patch, extent, weight, sizes, origins.shape[0]) and reason_against(base.device) is None
+    alike = added is None or all(part is None or part.dtype == base.dtype for part in (added.base, added.patch))
+    if not alike or not fits(base, patch, conv.extent, weight, conv.sizes, conv.origins.shape[0]):
+        return False
+    return reason_against(base.device) is None
 
 
 def warm(device: torch.device, dtype: torch.dtype, tile: int) -> None:
     """Compile a tile's usual kernels, which Triton then keeps in its cache: several processes can share that work."""
     origins, offsets = (torch.zeros(1, columns, dtype=torch.int64, device=device) for columns in (3, 2))
-    for channels in (64, 3):
+    for channels, bias, added in ((64, False, False), (64, True, False), (64, False, True), (3, False, False)):
         base = torch.zeros(1, 4, 4, channels, dtype=dtype, device=device)
         patch, weight = base[:, :2, :2].movedim(-1, 1), base.new_zeros(64, channels, 3, 3)
-        for bias in (None, base.new_zeros(channels)) if channels == 64 else (None,):
-            read = (base, patch, bias, -inf, inf, origins, offsets, [4, 4])
-            convolve(*read, weight, base.new_zeros(64), [1, 1], [0, 0], [1, 1], 0.0, inf, tile)
+        read = (base, patch, base.new_zeros(channels) if bias else None, -inf, inf, origins, offsets, [4, 4])
+        more = (base, patch, origins, offsets) if added else (None,) * 4
+        convolve(*read, weight, base.new_zeros(64), [1, 1], [0, 0], [1, 1], *more, 0.0, inf, tile)

@@ -11,8 +11,11 @@ import triton.language as tl
 _NUMBERS = [
     "base_row", "base_h", "base_w", "patch_row", "patch_h", "patch_w", "patch_height", "patch_width", "height", "width",
     "out_height", "out_width", "rows", "stride_h", "stride_w", "pad_h", "pad_w", "step_h", "step_w", "taps_w", "taps",
-    "units", "filters",
+    "units", "lanes", "under_row", "under_h", "under_w", "upper_row", "upper_h", "upper_w", "upper_height",
+    "upper_width",
 ]  # fmt: skip
+
+_PLACES = ["origins", "offsets", "under_origins", "upper_offsets"]  # parts of tables: aligned or not, it's one kernel
 
 
 @triton.jit
@@ -23,15 +26,23 @@ def _tf32(value):
     return tl.where(finite, (bits + 0x1000) & -0x2000, bits).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_PLACES)
 def convolved(
-    base, patch, weight, bias, own, out, origins, offsets, low, high, least, most,
+    base, patch, weight, bias, own, out, origins, offsets, under, upper, under_origins, upper_offsets,
+    low, high, least, most,
     base_row, base_h, base_w, patch_row, patch_h, patch_w, patch_height, patch_width, height, width,
-    out_height, out_width, rows, stride_h, stride_w, pad_h, pad_w, step_h, step_w, taps_w, taps, units, filters,
-    UNIT: tl.constexpr, ENDED: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, FLAT: tl.constexpr,
-    TF32: tl.constexpr, WIDE: tl.constexpr, CELLS: tl.constexpr, FILTERS: tl.constexpr, DEPTH: tl.constexpr,
+    out_height, out_width, rows, stride_h, stride_w, pad_h, pad_w, step_h, step_w, taps_w, taps, units, lanes,
+    under_row, under_h, under_w, upper_row, upper_h, upper_w, upper_height, upper_width,
+    UNIT: tl.constexpr, LANE: tl.constexpr, ENDED: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr,
+    UNDER: tl.constexpr, UPPER: tl.constexpr, FLAT: tl.constexpr, TF32: tl.constexpr, WIDE: tl.constexpr,
+    CELLS: tl.constexpr, FILTERS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of results; strides of base and patch, and the channels, are counted in units of UNIT values."""
+    """One tile of results.
+
+    Strides of base and patch, and the channels, are counted in units of UNIT values; those of what is added (a window
+    of ``under`` with ``upper`` laid over it), and the filters, in units of LANE.
+    """
+    filters = lanes * LANE
     columns = tl.cdiv(filters, FILTERS)
     tile = tl.program_id(0)
     row = (tile // columns) * CELLS + tl.arange(0, CELLS)
@@ -107,6 +118,23 @@ def convolved(
 
     if OWN:
         total += tl.load(own + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    if UNDER or UPPER:
+        at_h, at_w = cell // out_width, cell % out_width
+        into_h, into_w = at_h, at_w
+        covered = valid
+        if UNDER and UPPER:
+            into_h = at_h - tl.load(upper_offsets + 2 * which, mask=valid, other=0).to(tl.int32)
+            into_w = at_w - tl.load(upper_offsets + 2 * which + 1, mask=valid, other=0).to(tl.int32)
+            covered = (into_h >= 0) & (into_h < upper_height) & (into_w >= 0) & (into_w < upper_width)
+        sources = upper + (which * upper_row + into_h.to(tl.int64) * upper_h + into_w.to(tl.int64) * upper_w) * LANE
+        if UNDER:
+            first = tl.load(under_origins + 3 * which, mask=valid, other=0)
+            from_h = tl.load(under_origins + 3 * which + 1, mask=valid, other=0) + at_h
+            from_w = tl.load(under_origins + 3 * which + 2, mask=valid, other=0) + at_w
+            below = under + (first * under_row + from_h * under_h + from_w * under_w) * LANE
+            sources = tl.where(covered, sources, below) if UPPER else below
+        more = tl.load(sources[:, None] + column[None, :], mask=valid[:, None] & wanted[None, :], other=0.0)
+        total += more.to(tl.float32)
     total = tl.where(total < least, least, tl.where(total > most, most, total))
-    into = out + row.to(tl.int64)[:, None] * filters + column[None, :]
+    into = out + (row.to(tl.int64) * lanes * LANE)[:, None] + column[None, :]
     tl.store(into, total.to(out.dtype.element_ty), mask=valid[:, None] & wanted[None, :])

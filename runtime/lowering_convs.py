@@ -47,6 +47,7 @@ class Candidate:
         own: [K], or None.
         geometry: Stride, padding and dilation.
         limits: Least and largest value of the result.
+        added: A window is added to the result, as a shortcut's.
     """
 
     sizes: tuple[int, ...]
@@ -58,13 +59,16 @@ class Candidate:
     own: Tensor | None
     geometry: tuple[list[int], list[int], list[int]]
     limits: tuple[float, float]
+    added: bool = False
 
 
 Choice: TypeAlias = Callable[[Candidate], int]  # a tile of `read_convolved`, or WINDOWS
 
 
 def lower_convolutions(front: fx.GraphModule, plan: Plan, choice: Choice, tf32: bool = False) -> None:
-    """Rewrite a front in place; a convolution takes its bias, and a limiting activation that alone uses it, along.
+    """Rewrite a front in place.
+
+    A convolution takes along its bias, a window that alone is added to it, and a limiting activation behind.
 
     Args:
         front: A copy of an emitted front.
@@ -87,7 +91,8 @@ def lower_convolutions(front: fx.GraphModule, plan: Plan, choice: Choice, tf32: 
         source, patch, origins, offsets, extent = image.args
         args = (source, patch, None, -inf, inf, origins, offsets, extent, weight, own, stride, padding, dilation)
         last = _last(node)
-        new = replace(front.graph, last, ops.read_convolved.default, (*args, *candidate.limits, tile))
+        args = (*args, *_added(node, last), *candidate.limits, tile)
+        new = replace(front.graph, last, ops.read_convolved.default, args)
         new.meta["rule"] = node.meta.get("rule", "")
         if last is not node:
             front.graph.erase_node(node)
@@ -120,18 +125,40 @@ def _candidate(front: fx.GraphModule, node: fx.Node, usual: _Usual) -> Candidate
     padding = list(where.padding) if isinstance(padding, fx.Node) else padding
     sizes = tuple(size + low + high for size, (low, high) in zip(base.sizes, base.padding, strict=True))
     last = _last(node)
-    limits = None if last is node else limiting(last)
+    joined = last.target is ops.read_joined.default
+    limits: Any = last.args[-2:] if joined else None if last is node else limiting(last)
     assert where.offsets is not None, "a window with a patch says where that lies"
     return Candidate(
         sizes, tuple(where.extent), usual.patch(read), tuple(where.origins[0].tolist()),
-        tuple(where.offsets[0].tolist()), value, summand, (stride, padding, dilation), limits or (-inf, inf),
+        tuple(where.offsets[0].tolist()), value, summand, (stride, padding, dilation),
+        tuple(limits or (-inf, inf)), joined,
     )  # fmt: skip
 
 
 def _last(conv: fx.Node) -> fx.Node:
-    """The limiting activation that alone uses a convolution, or the convolution itself."""
+    """What alone uses a convolution and can be done by it: a sum with a window, a limiting activation; or itself."""
     user = sole_user(conv)
-    return conv if user is None or limiting(user) is None else user
+    if user is None:
+        return conv
+    if user.target is not ops.read_joined.default:
+        return conv if limiting(user) is None else user
+    patches: Any = user.args[1]
+    *_, cat, scale, _, _, _ = user.args
+    alone = len(patches) == 2 and list(patches).count(conv) == 1 and not cat and scale is None
+    return user if alone and _column(user, 0)[patches.index(conv)] is None else conv
+
+
+def _added(conv: fx.Node, last: fx.Node) -> list[Any]:
+    """Base, patch, origins and offsets of the window that a sum adds to a convolution."""
+    if last.target is not ops.read_joined.default:
+        return [None] * 4
+    (place,) = (place for place, patch in enumerate(_column(last, 1)) if patch is not conv)
+    return [_column(last, column)[place] for column in (0, 1, 5, 6)]
+
+
+def _column(joined: fx.Node, column: int) -> list[Any]:
+    """One attribute of all windows of a join."""
+    return list(joined.args[column])  # type: ignore[arg-type]
 
 
 def _is_window(node: Any) -> bool:
@@ -184,14 +211,14 @@ def _fastest(by: Tuner, like: Tensor, queries: int, budget: int | None, wanted: 
     if weight.dtype != like.dtype or weight.dim() != 4 or min(sizes) < 1:
         return WINDOWS
     row = prod(wanted.patch) * weight.shape[1] + 2 * prod(wanted.extent) * weight.shape[1]
-    row = (row + 4 * prod(sizes) * weight.shape[0]) * like.element_size()
+    row = (row + (4 + 2 * wanted.added) * prod(sizes) * weight.shape[0]) * like.element_size()
     if budget is not None:
         queries = min(queries, budget // max(row, 1))
         if queries < 1:
             return WINDOWS
     steps = tuple(tuple(part) for part in wanted.geometry)
     shapes = (wanted.sizes, wanted.extent, wanted.patch, tuple(weight.shape), steps)
-    key = ("read_convolved", like.dtype, queries, shapes, TILES)
+    key = ("read_convolved", like.dtype, queries, shapes, TILES, wanted.added)
     try:
         return by.choose(key, partial(_ways, like, queries, wanted, sizes), ERRORS[like.dtype])
     except torch.OutOfMemoryError:  # measuring takes more than running
@@ -218,16 +245,29 @@ def _ways(like: Tensor, queries: int, wanted: Candidate, sizes: list[int]) -> di
     extent = list(wanted.extent)
     read = (base, patch, None, -inf, inf, origins, offsets, extent)
     stride, padding, dilation = wanted.geometry
+    added: list[Tensor | None] = [None] * 4
+    if wanted.added:  # where exactly the patch lies makes no difference
+        half = [-(-size // 2) for size in sizes]
+        added = [
+            random(1, *sizes, weight.shape[0]), random(queries, *half, weight.shape[0]).movedim(-1, 1),
+            torch.zeros_like(origins), torch.zeros_like(offsets),
+        ]  # fmt: skip
 
     def windows() -> Tensor:
         window = ops.read_activated(*read)  # its bias and activation cost nothing more where its result is read
-        return torch.nn.functional.conv2d(window, weight, None, stride, padding, dilation)
+        result = torch.nn.functional.conv2d(window, weight, None, stride, padding, dilation)
+        if not wanted.added:
+            return result
+        below, above, *where = ([value, None] for value in added)
+        above[1] = result
+        ends = [[None] * 2, [-inf] * 2, [inf] * 2]
+        return ops.read_joined(below, above, *ends, *where, sizes, False, None, None, -inf, inf)  # type: ignore[no-any-return]
 
     own = None if wanted.own is None else torch.zeros_like(wanted.own)  # it costs nothing, but is another kernel
     lines = rounded_to_tf32(weight.detach()) if is_tf32(like.dtype) else weight
 
     def direct(tile: int) -> Tensor:
-        return triton_conv.convolve(*read, lines, own, stride, padding, dilation, -inf, inf, tile)
+        return triton_conv.convolve(*read, lines, own, stride, padding, dilation, *added, -inf, inf, tile)
 
     ways: dict[int, Way] = {WINDOWS: windows}
     if triton_conv.fits(base, patch, extent, weight, sizes, queries):

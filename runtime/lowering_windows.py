@@ -25,6 +25,7 @@ def lower_windows(front: fx.GraphModule) -> None:
             _lower_pool(front.graph, node)
         elif node.target in (aten.add.Tensor, aten.cat.default):
             _lower_join(front, node)
+    front.graph.eliminate_dead_code()  # what a join took along would still count as a user
 
 
 def _lower_pool(graph: fx.Graph, node: fx.Node) -> None:

@@ -21,6 +21,7 @@ from kcompile.core.plan import Plan
 from kcompile.core.region import Region
 from kcompile.cuda_ops.tuning import Times, Tuner, tuner
 from kcompile.runtime.buckets import buckets
+from kcompile.runtime.budget import largest as fitting
 from kcompile.runtime.choice import Choice
 from kcompile.runtime.cuda_graphs import Captures, Graphed, stream
 from kcompile.runtime.pool import SHARE, Pool
@@ -72,10 +73,13 @@ class Replaying:
         if not self.graphed.most:
             return None
         largest = max(plain, key=len)
-        times = None if self.always else self._times(largest, arguments)
+        most = self._most(len(largest))
+        if 2 * most < len(largest):  # so small batches would lose more
+            return None
+        times = None if self.always else self._times(largest[:most], arguments)
         if not self.always and (times is None or not _pays(times, 1.0)):
             return None
-        found = buckets(plan, regions, np.concatenate(plain), len(largest), choice.overhead)
+        found = buckets(plan, regions, np.concatenate(plain), most, choice.overhead)
         widest = max(len(rows) for rows, _ in found)
         if widest > len(largest) and self.graphed.pool.limit is not None:
             return None
@@ -85,6 +89,11 @@ class Replaying:
                 return None
         self.graphed.largest = widest
         return found
+
+    def _most(self, rows: int) -> int:
+        """How many queries a batch may have, of so many, for its graph to fit into the pool."""
+        limit = self.graphed.pool.limit
+        return rows if limit is None else fitting(rows, lambda n: 2 * self.graphed.in_flight(n) <= limit)
 
     def _times(self, rows: IntArray, arguments: Callable[[IntArray], list[Any]]) -> Times | None:
         """Seconds of a batch both ways, if they are known or can be found out now."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts
+from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts, gpu_table
 from benchmarks.gpu_equivalence import Verdict
 from benchmarks.gpu_naive import Naive
 from benchmarks.maps import positions_of
@@ -57,7 +57,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_quick_on_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "new" / "report.json"
-    quick = ("--device", "cpu", "--quick", "--networks", "resnet18", "--limit", "2", "--processes", "--out", str(out))
+    quick = ("--device", "cpu", "--quick", "--networks", "tiny", "--limit", "2", "--processes", "--out", str(out))
     done = run(*quick, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
@@ -75,8 +75,8 @@ def test_quick_on_the_cpu(tmp_path: Path) -> None:
     assert "cuda-bindings" in report["kernels"]["error"]
     assert "there is no kernel for it" in report["kernels"]["triton"]
     table = done.stdout[done.stdout.index("| network") :]
-    assert "| resnet18 | ok |" in table
-    assert table.count("| resnet18 | bfloat16 | as is |") == 1
+    assert "| tiny | ok |" in table
+    assert table.count("| tiny | bfloat16 | as is |") == 1
     assert "\nresult: ok (" in table
 
 
@@ -220,6 +220,26 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_kinds_of_kernels(kernel: str, kind: str) -> None:
     assert gpu_kernels.kind_of(kernel) == kind
+
+
+@pytest.mark.parametrize(
+    ("found", "cells"),
+    [
+        (None, ["", ""]),
+        ({"kept": 5, "capture": 0.416, "bytes": 120 << 20, "measured": []}, ["0.42", "5 (120 MiB)"]),
+        ({"kept": 0, "capture": 0.0, "bytes": 0, "measured": []}, ["0.00", "none"]),
+        (
+            {"kept": 0, "capture": 0.1, "bytes": 0, "measured": [[[0, 0.002], [1, 0.0019]]]},
+            ["0.10", "none (1.90 ms against 2.00 ms)"],
+        ),
+        (
+            {"kept": 0, "capture": 0.1, "bytes": 0, "measured": [[(0, 0.002), (1, None)]]},
+            ["0.10", "none (they fail against 2.00 ms)"],
+        ),
+    ],
+)
+def test_graphs_in_the_table(found: Any, cells: list[str]) -> None:
+    assert gpu_table._graphs(found) == cells
 
 
 @pytest.mark.parametrize("factor", [0.25, 4.0, None])

@@ -44,6 +44,7 @@ def test_kernel_interpreted(seed: int) -> None:
     bound = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}  # sums are exact, results are rounded
     assert not [row for row in found if not row["error"] <= bound[row["dtype"]]]
     assert len({row["tile"] for row in found}) == len(TILES)
+    assert {row["added"] for row in found} == {"", "base", "patch", "base patch"}
 
 
 WHOLE = """
@@ -57,7 +58,7 @@ weight = torch.randn(12, 20, 3, 3)
 for value in (1.0, float("nan"), float("inf"), 3e38):
     base[0, 5, 5, 3] = patch[1, 2, 3, 1] = value
     given = (base, patch, None, -torch.inf, torch.inf, origins, offsets, [10, 9], weight, None)
-    given += ([1, 1], [0, 0], [1, 1], 0.0, torch.inf, 2)
+    given += ([1, 1], [0, 0], [1, 1], None, None, None, None, 0.0, torch.inf, 2)
     exact = []
     for tf32 in (False, True):
         torch.backends.cudnn.allow_tf32 = tf32
@@ -81,16 +82,16 @@ def test_rounding_and_values_that_are_not_finite(seed: int) -> None:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("capability", "dtype", "tile", "flat", "product"),
+    ("capability", "dtype", "tile", "flat", "added", "product"),
     [
-        (80, "fp32", 0, True, r"mma\.sync"), (80, "bf16", 3, False, r"mma\.sync"),
-        (90, "fp32", 1, False, r"wgmma\.mma_async"), (90, "fp16", 4, False, r"wgmma\.mma_async"),
-        (100, "fp32", 0, False, r"tcgen05\.mma"), (120, "fp32", 5, False, r"mma\.sync"),
+        (80, "fp32", 0, True, True, r"mma\.sync"), (80, "bf16", 3, False, True, r"mma\.sync"),
+        (90, "fp32", 1, False, True, r"wgmma\.mma_async"), (90, "fp16", 4, False, False, r"wgmma\.mma_async"),
+        (100, "fp32", 0, False, False, r"tcgen05\.mma"), (120, "fp32", 5, False, True, r"mma\.sync"),
     ],
 )  # fmt: skip
-def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bool, product: str) -> None:
+def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bool, added: bool, product: str) -> None:
     """To machine code that uses tensor cores and loads 16 bytes at a time, in flight while products are made."""
-    compiled = compile_kernel(capability, dtype, tile, flat)
+    compiled = compile_kernel(capability, dtype, tile, flat, added)
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
     text = compiled.asm["ptx"]
     assert re.search(product, text)
@@ -100,26 +101,25 @@ def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bo
     assert compiled.metadata.shared <= {80: 163, 90: 227, 100: 227, 120: 99}[capability] * 1024
 
 
-def compile_kernel(capability: int, dtype: str, tile: int, flat: bool) -> Any:
+def compile_kernel(capability: int, dtype: str, tile: int, flat: bool, added: bool) -> Any:
     """The kernel for a GPU that isn't there."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kcompile.cuda_ops.triton_kernel import _NUMBERS, convolved
+    from kcompile.cuda_ops.triton_kernel import _NUMBERS, _PLACES, convolved
 
     t, item = TILES[tile], 4 if dtype == "fp32" else 2
-    values = ("base", "patch", "weight", "bias", "own", "out")
+    values = ("base", "patch", "weight", "bias", "own", "out", "under", "upper")
     signature = dict.fromkeys(convolved.arg_names, "constexpr")
-    signature |= {**dict.fromkeys(values, f"*{dtype}"), "origins": "*i64", "offsets": "*i64"}
+    signature |= {**dict.fromkeys(values, f"*{dtype}"), **dict.fromkeys(_PLACES, "*i64")}
     signature |= {**dict.fromkeys(("low", "high", "least", "most"), "fp32"), **dict.fromkeys(_NUMBERS, "i32")}
     constants = {
         "UNIT": 1 if flat else 4 if dtype == "fp32" else 8, "ENDED": flat, "BIAS": flat, "OWN": True, "FLAT": flat,
-        "TF32": dtype == "fp32", "WIDE": False, "CELLS": t.cells, "FILTERS": t.filters, "DEPTH": t.summands(item),
+        "LANE": 4 if dtype == "fp32" else 8, "UNDER": added, "UPPER": added, "TF32": dtype == "fp32",
+        "WIDE": False, "CELLS": t.cells, "FILTERS": t.filters, "DEPTH": t.summands(item),
     }  # fmt: skip
-    aligned = {
-        (convolved.arg_names.index(name),): [["tt.divisibility", 16]] for name in (*values, "origins", "offsets")
-    }
+    aligned = {(convolved.arg_names.index(name),): [["tt.divisibility", 16]] for name in values}
     source = ASTSource(convolved, signature, constants, aligned)
     options = {"num_warps": t.warps, "num_stages": t.stages, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -141,6 +141,7 @@ def test_on_the_gpu(channels: int, dtype: torch.dtype, device: str, seed: int) -
 def test_no_queries(seed: int) -> None:
     given = list(case(kernel=(3, 3)))
     given[1], given[5], given[6] = given[1][:0], given[5][:0], given[6][:0]
+    given[13:17] = [None] * 4
     for mine in (ops.read_convolved(*given), triton_conv.convolve(*given)):
         assert mine.shape[:2] == (0, given[8].shape[0])
         assert (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -319,6 +320,41 @@ def test_kinds_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPat
     for rows in range(1, 30):
         run(torch.zeros(rows), torch.ones(1))
         assert len(run.seen) <= 5
+
+
+def test_captures_take_memory_from_one_pool_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order that PyTorch asks for; the device itself is a stand-in that writes down what it is told."""
+    said: list[Any] = []
+    pools, reserved = iter("AB"), iter([100, 150, 150, 140, 140, 145])
+
+    class Graph:
+        def replay(self) -> None:
+            said.append("replayed")
+
+    @contextmanager
+    def graph(made: Graph, *, pool: str, capture_error_mode: str) -> Iterator[None]:
+        assert isinstance(made, Graph)
+        said.append(("begin", pool, capture_error_mode))
+        yield
+        said.append("end")
+
+    for name, value in {
+        "graph_pool_handle": lambda: next(pools), "CUDAGraph": Graph, "graph": graph, "empty_cache": lambda: None,
+        "memory_reserved": lambda: next(reserved), "current_device": lambda: 3,
+        "synchronize": lambda device: said.append(("wait", device)),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    captures = cuda_graphs.Captures()
+    replay, taken = captures(lambda: said.append("called"))
+    assert said == [("begin", "A", "thread_local"), "called", "end"]
+    assert taken == 50
+    replay()
+    assert captures(lambda: None)[1] == 0, "memory that others gave back meanwhile"
+    captures.wait()
+    captures.forget()
+    captures(lambda: None)
+    assert [part[1] for part in said if part[0] == "begin"] == ["A", "A", "B"]
+    assert ("wait", 3) in said
 
 
 @pytest.mark.gpu

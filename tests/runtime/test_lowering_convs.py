@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from kcompile.runtime import lowering_convs, lowering_cuda
 from kcompile.runtime.lowering_convs import Candidate, measured
 from tests.runtime.test_lowering_cuda import NETWORKS, PATCH, SHAPE, check, compiled, lowered, targets
 from tests.support.equivalence import incremental
-from tests.support.networks import Branches, Call, add, conv, conv_bn_relu, ready
+from tests.support.networks import Branches, Call, Residual, add, conv, conv_bn_relu, ready
 from tests.support.triton_on_cpu import interpreted, needs_triton
 
 __all__ = ["lowered"]
+ops = torch.ops.kcompile
 
 
 @pytest.fixture
@@ -60,6 +62,32 @@ def test_bias_and_activation_go_along(chosen: list[Candidate], seed: int) -> Non
     for candidate in chosen:
         for first, cells, size in zip(candidate.origin, candidate.extent, candidate.sizes, strict=True):
             assert 0 <= first <= size - cells
+    check(inc)
+
+
+def test_a_shortcut_is_added_where_a_block_ends(chosen: list[Candidate], seed: int) -> None:
+    """Whole, with its activation, or cut to what the block's last convolution makes; and one that is a convolution."""
+    model = nn.Sequential(
+        conv(3, 8), Residual(8, 8, stride=1), Residual(8, 8), Branches(add, conv(8, 8, 5), nn.Identity()), nn.ReLU6(),
+        Branches(add, conv(8, 8), conv(8, 8, 1)),
+    )  # fmt: skip
+    inc = compiled(model)
+    found = targets(inc)
+    assert (found["read_joined"], found["add.Tensor"], found["relu"], found["hardtanh"]) == (0, 0, 0, 0)
+    added = [candidate for candidate in chosen if candidate.added]
+    assert [candidate.limits for candidate in added] == [(0.0, inf), (0.0, inf), (0.0, 6.0), (-inf, inf)]
+    nodes = [node for node in inc.executor().front.graph.nodes if node.target is ops.read_convolved.default]
+    assert sum(node.args[14] is not None for node in nodes) == len(added)
+    check(inc)
+
+
+def _thrice(a: Tensor, b: Tensor) -> Tensor:
+    return torch.add(a, b) + torch.cat([a[:, :4], b[:, 4:]], 1)
+
+
+def test_a_sum_that_is_not_alone_is_left(chosen: list[Candidate], seed: int) -> None:
+    inc = compiled(nn.Sequential(conv(3, 8), Branches(_thrice, conv(8, 8), nn.Identity()), conv(8, 3)))
+    assert not [candidate for candidate in chosen if candidate.added]
     check(inc)
 
 
@@ -123,7 +151,8 @@ def test_ways_are_measured_on_usual_windows(
 ) -> None:
     """With the reference for the kernel: all ways are right, the slowest clocked first."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    compiled(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))).executor()
+    compiled(nn.Sequential(conv(3, 8), nn.ReLU(), Branches(add, conv(8, 8), nn.Identity()))).executor()
+    assert [candidate.added for candidate in chosen] == [False, True]
     monkeypatch.setattr(triton_conv, "reason_against", lambda _: None)
     monkeypatch.setattr(triton_conv, "convolve", torch.ops.kcompile.read_convolved)
     clocked: list[Tensor] = []

@@ -121,6 +121,15 @@ def test_what_does_not_fit_is_not_measured(made: Callable[..., Recorder], seed: 
     assert (clock.asked, recorder.captures) == (0, 0)
 
 
+@pytest.mark.parametrize(("rows", "most"), [(32, 10), (12, 10), (10, 10), (3, 3)])
+def test_batches_fit_into_the_pool(rows: int, most: int) -> None:
+    front = torch.fx.symbolic_trace(lambda patches: (patches,))
+    graphed = Graphed(front, Recorder(), lambda: 0, Pool(2050), lambda rows: 100 * rows)
+    assert Replaying(graphed, lambda: Tuner("", Clock(), {}))._most(rows) == most
+    graphed.pool.limit = None
+    assert Replaying(graphed, lambda: Tuner("", Clock(), {}))._most(rows) == rows
+
+
 @pytest.mark.parametrize(("more", "wins"), [(1.5, True), (2.0, False)])
 def test_more_work_must_pay(
     more: float, wins: bool, made: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch, seed: int

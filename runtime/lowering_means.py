@@ -65,10 +65,13 @@ def _lower_pool(graph: fx.Graph, pool: fx.Node, plan: Plan, dtype: torch.dtype, 
     window: Any = pool.args[0]
     if window.target is not ops.gather_superimpose.default or len(window.users) > 1:
         return
-    base = plan.base(window.meta["read"].base)
+    read = window.meta["read"]
+    base = plan.base(read.base)
     kernel: Any = pool.args[1]
     padding: Any = pool.args[3] if len(pool.args) > 3 else [0]
     if list(kernel) != list(base.sizes) or any(padding) or len(pool.args) > 6 or pool.kwargs:
+        return
+    if any(m.out_size != 1 or m.overhang != (0, 0) for m in read.maps):  # the pool's padding is in the window
         return
     mean = _mean(graph, window, base, pool, True, dtype, derived)
     mean.meta = dict(pool.meta)

@@ -132,6 +132,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         ),
         {"read_mean": 2, "hardtanh": 0, "mean.dim": 0},
     ),
+    "a pool as wide as the map, that is padded": (
+        lambda: nn.Sequential(conv(3, 8, stride=4), nn.ReLU(), nn.AvgPool2d((5, 6), 1, (0, 1)), conv(8, 3, 1)),
+        {"read_mean": 0},
+    ),
     "linear layer of a map": (
         lambda: nn.Sequential(
             conv(3, 8, stride=4), nn.ReLU(), conv(8, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 5 * 6, 7), nn.Tanh(),

@@ -26,7 +26,7 @@ class Timing:
     positions: int = 0
     first: float = float("nan")  # cold: algorithms chosen, plans built
     seconds: list[float] = field(default_factory=list)
-    peak: int = 0  # bytes of device memory at most, parameters included
+    peak: int = 0  # most bytes of device memory, without weights and what other ways hold meanwhile
 
     @property
     def median(self) -> float:
@@ -60,15 +60,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def reset_peak(device: torch.device) -> None:
-    """Begin to watch the memory."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def reset_peak(device: torch.device) -> int:
+    """Begin to watch the memory; the bytes that are held already."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
-def peak(device: torch.device) -> int:
-    """Most bytes of device memory since, parameters included."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+def peak(device: torch.device, resting: int) -> int:
+    """Most bytes of device memory since, beyond those that were held."""
+    return torch.cuda.max_memory_allocated(device) - resting if device.type == "cuda" else 0
 
 
 class Naive:
@@ -107,6 +109,7 @@ class Naive:
         self.batch = batches[0]
         self.rows = everything
         self.way: Callable[[Tensor], Tensor] = self.model
+        self.graph_bytes = 0
 
     def prepare(self, limit: float) -> None:
         """Choose batch size and way, by time per position when warm; then how many positions to time, and warm up."""
@@ -159,8 +162,12 @@ class Naive:
             self.model(into)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.device)
         with torch.cuda.graph(graph), cudnn_benchmark(True):
             out = self.model(into)
+        grown = max(torch.cuda.memory_reserved(self.device) - before, 0)  # what runs in it takes no more
+        self.graph_bytes = grown + into.numel() * into.element_size()
 
         def replay(images: Tensor) -> Tensor:
             into.copy_(images)
@@ -181,10 +188,11 @@ class Naive:
 
     def round(self) -> None:
         """Time all chosen positions once."""
-        reset_peak(self.device)
+        resting = reset_peak(self.device)
         seconds, _ = timed(self.device, lambda: self._run(self.rows, self.batch))
         self.timing.seconds.append(seconds * len(self.everything) / len(self.rows))
-        self.timing.peak = max(self.timing.peak, peak(self.device))
+        in_graph = self.graph_bytes if self.timing.name == "CUDA graph" else 0
+        self.timing.peak = max(self.timing.peak, peak(self.device, resting) + in_graph)
 
     def few(self, count: int) -> float:
         """Seconds of a batch of so many positions, eagerly and warm."""

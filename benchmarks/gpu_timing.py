@@ -200,10 +200,12 @@ class Incremental:
     def round(self) -> None:
         """Time the chosen batches once."""
         assert self.sample is not None
-        reset_peak(self.device)
         with self.variant.applied(self.inc):
+            self.inc.drop_base()  # it counts: what is made anew does
+            resting = reset_peak(self.device)
             self.timing.seconds.append(self._run(self.sample))
-        self.timing.peak = max(self.timing.peak, peak(self.device))
+            used = peak(self.device, resting) + self.inc.executor().held  # that CUDA graphs hold meanwhile
+        self.timing.peak = max(self.timing.peak, used)
 
     def graphs(self) -> dict[str, Any] | None:
         """CUDA graphs: how many, seconds that capturing took in all, bytes; times without and with, if measured."""

@@ -84,12 +84,13 @@ def test_rounding_and_values_that_are_not_finite(seed: int) -> None:
 @pytest.mark.parametrize(
     ("capability", "dtype", "tile", "flat", "added", "product"),
     [
-        (80, "fp32", 0, True, True, r"mma\.sync"), (80, "bf16", 3, False, True, r"mma\.sync"),
-        (90, "fp32", 1, False, True, r"wgmma\.mma_async"), (90, "fp16", 4, False, False, r"wgmma\.mma_async"),
-        (100, "fp32", 0, False, False, r"tcgen05\.mma"), (120, "fp32", 5, False, True, r"mma\.sync"),
+        (80, "fp32", 0, True, "under upper", r"mma\.sync"), (80, "bf16", 3, False, "under", r"mma\.sync"),
+        (90, "fp32", 1, False, "under upper", r"wgmma\.mma_async"),
+        (90, "fp16", 4, False, "upper", r"wgmma\.mma_async"),
+        (100, "fp32", 0, False, "", r"tcgen05\.mma"), (120, "fp32", 5, False, "under upper", r"mma\.sync"),
     ],
 )  # fmt: skip
-def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bool, added: bool, product: str) -> None:
+def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bool, added: str, product: str) -> None:
     """To machine code that uses tensor cores and loads 16 bytes at a time, in flight while products are made."""
     compiled = compile_kernel(capability, dtype, tile, flat, added)
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
@@ -101,7 +102,7 @@ def test_compiles_ahead_of_time(capability: int, dtype: str, tile: int, flat: bo
     assert compiled.metadata.shared <= {80: 163, 90: 227, 100: 227, 120: 99}[capability] * 1024
 
 
-def compile_kernel(capability: int, dtype: str, tile: int, flat: bool, added: bool) -> Any:
+def compile_kernel(capability: int, dtype: str, tile: int, flat: bool, added: str) -> Any:
     """The kernel for a GPU that isn't there."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -116,8 +117,8 @@ def compile_kernel(capability: int, dtype: str, tile: int, flat: bool, added: bo
     signature |= {**dict.fromkeys(("low", "high", "least", "most"), "fp32"), **dict.fromkeys(_NUMBERS, "i32")}
     constants = {
         "UNIT": 1 if flat else 4 if dtype == "fp32" else 8, "ENDED": flat, "BIAS": flat, "OWN": True, "FLAT": flat,
-        "LANE": 4 if dtype == "fp32" else 8, "UNDER": added, "UPPER": added, "TF32": dtype == "fp32",
-        "WIDE": False, "CELLS": t.cells, "FILTERS": t.filters, "DEPTH": t.summands(item),
+        "LANE": 4 if dtype == "fp32" else 8, "UNDER": "under" in added, "UPPER": "upper" in added,
+        "TF32": dtype == "fp32", "WIDE": False, "CELLS": t.cells, "FILTERS": t.filters, "DEPTH": t.summands(item),
     }  # fmt: skip
     aligned = {(convolved.arg_names.index(name),): [["tt.divisibility", 16]] for name in values}
     source = ASTSource(convolved, signature, constants, aligned)

@@ -179,6 +179,27 @@ def silu_backward(c: Call) -> str:
     return (grad * gate * (x * (1.0 - gate) + 1.0)).name
 
 
+@_pair("gelu_backward")
+def _gelu_gradient(c: Call, grad: Term, x: Term) -> Term:
+    """``grad * (Φ(x) + x φ(x))``; of the approximation by tanh its own derivative."""
+    if c.get("approximate", "none") == "tanh":
+        factor = math.sqrt(2 / math.pi)
+        inner = ((x * x * x * 0.044715 + x) * factor).do("Tanh")
+        slope = (1.0 - inner * inner) * (x * x * (3 * 0.044715) + 1.0) * factor
+        return grad * ((inner + 1.0) * 0.5 + x * slope * 0.5)
+    below = ((x * math.sqrt(0.5)).do("Erf") + 1.0) * 0.5
+    return grad * (below + x * (x * x * -0.5).do("Exp") * (1 / math.sqrt(2 * math.pi)))
+
+
+@_pair("logit_backward")
+def _logit_gradient(c: Call, grad: Term, x: Term) -> Term:
+    """``grad / (x (1 - x))`` inside; 0 where eps limited x, NaN outside if there is no eps."""
+    eps, found = c.get("eps"), grad / (x * (1.0 - x))
+    low = 0.0 if eps is None else float(eps)
+    outside = x.test("Less", low).do("Or", x.test("Greater", 1.0 - low))
+    return outside.where(math.nan if eps is None else 0.0, found, x.dtype)
+
+
 @lowers("aten.native_dropout_backward.default")
 def dropout_backward(c: Call) -> str:
     """The gradient where the mask is true, scaled."""

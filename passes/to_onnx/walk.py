@@ -13,15 +13,26 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+import kcompile.passes.to_onnx.ops_airy
+import kcompile.passes.to_onnx.ops_bessel
 import kcompile.passes.to_onnx.ops_conv
+import kcompile.passes.to_onnx.ops_erf
+import kcompile.passes.to_onnx.ops_gamma
+import kcompile.passes.to_onnx.ops_incomplete
+import kcompile.passes.to_onnx.ops_integers
 import kcompile.passes.to_onnx.ops_layers
 import kcompile.passes.to_onnx.ops_masks
+import kcompile.passes.to_onnx.ops_matrices
+import kcompile.passes.to_onnx.ops_next
 import kcompile.passes.to_onnx.ops_pairs
 import kcompile.passes.to_onnx.ops_pointwise
+import kcompile.passes.to_onnx.ops_polynomials
 import kcompile.passes.to_onnx.ops_pool
 import kcompile.passes.to_onnx.ops_reduce
 import kcompile.passes.to_onnx.ops_shape
-import kcompile.passes.to_onnx.ops_windows  # noqa: F401  (they register their lowerings)
+import kcompile.passes.to_onnx.ops_waves
+import kcompile.passes.to_onnx.ops_windows
+import kcompile.passes.to_onnx.ops_zeta  # noqa: F401  (they register their lowerings)
 from kcompile.core.errors import OnnxExportError
 from kcompile.passes.infra import user_line
 from kcompile.passes.to_onnx.by_torch import lowered, whole

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kcompile.core.errors import OnnxExportError
 from tests.support.equivalence import incremental
 from tests.support.exported import anywhere, assert_alike, exported
 from tests.support.network_table import NETWORKS
@@ -21,10 +20,6 @@ SOME = OPS[::8]
 def check(case: Case, folder: Path) -> None:
     patch = tuple(min(3, size) for size in case.shape[1:])
     inc = incremental(ready(case.make(), case.shape, torch.float32), case.shape, patch)
-    if case.name == "digamma":  # ONNX has no such op
-        with pytest.raises(OnnxExportError, match=r"aten\.digamma\.default has no lowering"):
-            exported(inc, folder)
-        return
 
     def numbers(*shape: int) -> torch.Tensor:
         values = torch.randn(*shape) * case.scale

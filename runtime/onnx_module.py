@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError, NotMaterializedError
 from kcompile.core.interval import IntArray, Interval
 from kcompile.core.onnx_files import HEATMAP, Manifest
@@ -154,7 +155,7 @@ class OnnxRunner:
             image: [C, *S]; of a model with several inputs a tuple of those with rows.
             patch: [C, *sizes].
             positions: [N, axes], or None.
-            stride: Pixels, one number per axis: adds a grid of positions.
+            stride: Pixels (from 1 on), one number or one per axis: adds a grid of positions. None adds none.
 
         Returns:
             "scores" [N, K], "base_score" [K], "places" [N, axes].
@@ -165,13 +166,20 @@ class OnnxRunner:
         if HEATMAP not in self.data["files"]:
             raise InputError(f"this export has no {HEATMAP}: {self.data['no_heatmap']}")
         inputs = image if isinstance(image, tuple) else (image,)
+        axes, content = len(self.plan.patch_shape), as_array(patch)
         given: dict[str, Array] = {"image": read_images(inputs[0], self.plan, self.data["dtype"])}
+        if len(given["image"]) > 1:
+            raise InputError(f"the image is a batch of {len(given['image'])}; {HEATMAP} takes one image")
+        if content.ndim > 1 + axes:
+            raise InputError(f"the patch has shape {content.shape}; {HEATMAP} takes one patch for all positions")
         given |= self.materializer.others(inputs[1:], 1)
-        places = np.zeros((0, len(self.plan.patch_shape)), np.int64) if positions is None else positions
-        (box,) = read_boxes(self.plan, self.data["dtype"], as_array(patch), places, None, None)
+        places = np.zeros((0, axes), np.int64) if positions is None else positions
+        box, *more = read_boxes(self.plan, self.data["dtype"], content, places, None, None)
+        if more:
+            raise InputError(f"positions are of two boxes per query; {HEATMAP} takes one, [N, {axes}]")
         given |= {"patch": box.patches[0], "positions": box.positions}
-        steps = np.zeros(len(self.plan.patch_shape)) if stride is None else as_array(stride)
-        given["stride"] = np.broadcast_to(steps, (len(self.plan.patch_shape),)).astype(np.int64)
+        steps = (0,) * axes if stride is None else per_axis(stride, axes, "stride")
+        given["stride"] = np.array(steps, np.int64)
         return self.sessions.run_arrays(HEATMAP, given)
 
     def _run(self, boxes: list[ArrayBox], which: IntArray, images: Array) -> Results:

@@ -239,6 +239,35 @@ def test_models_without_scores_have_no_heatmap(tmp_path: Path) -> None:
         found.run_heatmap(noise(SHAPE), noise((3, *PATCH)), stride=4)
 
 
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"stride": 0}, ["stride", "0"]),
+        ({"stride": -4}, ["stride", "-4"]),
+        ({"stride": 4.5}, ["stride", "4.5"]),
+        ({"stride": float("nan")}, ["stride", "nan"]),
+        ({"stride": (4, 4, 4)}, ["stride", "(4, 4, 4)"]),
+        ({"positions": [[float("nan"), 0.0]]}, ["float64"]),
+        ({"positions": np.array([[0, 0, 0]])}, ["(1, 3)"]),
+        ({"positions": np.zeros((1, 2, 2), np.int64), "patch": np.float32(0.5)}, ["two boxes", "[N, 2]"]),
+        ({"positions": [[2**62, 0]]}, ["index 0"]),
+        ({"positions": [[0, 0]], "patch": np.zeros((1, 3, *PATCH), np.float32)}, ["(1, 3, 6, 5)", "one patch"]),
+        ({"positions": [[0, 0]], "image": noise((2, *SHAPE))}, ["batch of 2", "one image"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_experiments_are_named(pair: Any, given: dict[str, Any], parts: list[str]) -> None:
+    usual = {"image": noise(SHAPE), "patch": np.zeros((3, *PATCH), np.float32)} | given
+    with refused(InputError, *parts):
+        kcompile.load_onnx(pair[1], CPU).run_heatmap(usual.pop("image"), usual.pop("patch"), **usual)
+
+
+def test_no_positions_at_all(pair: Any) -> None:
+    found = kcompile.load_onnx(pair[1], CPU).run_heatmap(noise(SHAPE), np.zeros((3, *PATCH), np.float32))
+    assert found["scores"].shape == (0, len(found["base_score"]))
+    assert found["places"].shape == (0, 2)
+
+
 @pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid(), None], ids=str)
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("score", ["probability", "logit"])

@@ -86,7 +86,7 @@ class Executor:
         inside = [prod(layer.shape) for layer in self.plan.layers if layer.placement is Placement.DENSE]
         self.tail_values = max(sum(prod(self.plan.base(read.base).shape) for read in whole), *inside, 0)
         least, most = TAIL_BYTES
-        self.tail_bytes = min(max(_weight_bytes(self.tail) // 2, least), most)  # reading them should not dominate
+        self.tail_bytes = min(max(_weight_bytes(self.tail) // 4, least), most)  # reading them should not dominate
         self._needs: dict[tuple[int, ...], Needs] = {}
         self.surplus = sum(map(surplus_bytes, (self.front, self.tail))) if self.budget is not None else 0
 

@@ -121,18 +121,27 @@ def empty(like: Tensor, sizes: Sequence[int]) -> Tensor:
     nbytes = prod(sizes) * like.element_size()
     if nbytes < LEAST:
         return like.new_empty(sizes)
-    return torch.frombuffer(_take(nbytes), dtype=like.dtype).view(*sizes)
+    block = _take(nbytes)
+    return like.new_empty(sizes) if block is None else torch.frombuffer(block, dtype=like.dtype).view(*sizes)
 
 
-def _take(nbytes: int) -> _Block:
+def _take(nbytes: int) -> _Block | None:
+    """A block of one of the thread's slabs, or of another one; None where the system has no addresses left."""
     for slab in _thread.slabs:
         block = slab.take(nbytes)
         if block is not None:
             return block
-    _thread.slabs.append(Slab(max(_SLAB, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)))
-    block = _thread.slabs[-1].take(nbytes)
-    assert block is not None
-    return block
+    least = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = max(_SLAB, least)
+    while True:  # limits on address space are common in batch systems
+        try:
+            _thread.slabs.append(Slab(size))
+        except OSError:
+            if size == least:
+                return None
+            size = max(size // 4, least)
+        else:
+            return _thread.slabs[-1].take(nbytes)
 
 
 def release() -> int:

@@ -18,7 +18,7 @@ import kcompile.cuda_ops  # noqa: F401  (registers torch.ops.kcompile)
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Placement, Plan
 from kcompile.core.region import Region, evaluate
-from kcompile.cuda_ops.slab import in_slabs, release
+from kcompile.cuda_ops.slab import in_slabs
 from kcompile.runtime.base_store import BaseStore
 from kcompile.runtime.budget import RESERVE, Budget, Limits, Needs, too_small
 from kcompile.runtime.choice import CPU, Choice, Costs, FloatArray, Way
@@ -161,8 +161,7 @@ class Executor:
             call = Call(store, some, where, base_index[part], regions, limits, returning)
             for rows, outputs in self._run(call, sizes, policy):
                 yield rows + first, outputs
-        if self.budget is not None:
-            release()
+                del outputs  # before the next group is made
 
     def _allowed(self, policy: Policy, store: BaseStore, sizes: tuple[int, ...]) -> Policy:
         """The policy, where only one of both ways fits into the budget; MemoryBudgetError if none does."""

@@ -269,13 +269,15 @@ class IncrementalModule(nn.Module):
         queries = self._queries(patches, positions, base_index, mask, channels)
         regions = Regions(self.plan, queries.hull(self.plan.input_shape[1:])) if output == "region" else None
         results: list[Any] | None = None
+        outputs: Sequence[Tensor] = ()
         for rows, whole in self._stream(queries):
             outputs = whole if regions is None else regions.cut(rows, whole)
             if results is None:
                 results = [out.new_empty((len(queries), *out.shape[1:])) for out in outputs]
-            index = upload(rows, self._like.device)
-            for into, out in zip(results, outputs, strict=True):
-                into.index_copy_(0, index, out)
+            _place(results, upload(rows, self._like.device), outputs)
+            del whole
+            outputs = ()  # nothing of a group is kept while the next one is made
+        self._give_back()
         if results is None:
             results = self.outputs.empty(self._flat_base)
             results = results if regions is None else list(regions.cut(np.zeros(0, np.int64), results))
@@ -287,8 +289,17 @@ class IncrementalModule(nn.Module):
     ) -> Iterator[tuple[IntArray, tuple[Tensor, ...], int]]:
         """As `forward_patches`, group by group: indices of the queries, their flat outputs, number of all queries."""
         queries = self._queries(patches, positions, base_index, mask, channels)
-        for rows, outputs in self._stream(queries):
-            yield rows, outputs, len(queries)
+        try:
+            for rows, outputs in self._stream(queries):
+                yield rows, outputs, len(queries)
+                del outputs
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Under a budget the memory that queries used goes back to the system after a call."""
+        if self._memory_budget is not None:
+            release()
 
     def _queries(self, patches: Any, positions: Any, base_index: Any, mask: Any, channels: Any) -> Queries:
         if self._store is None:
@@ -432,6 +443,11 @@ class IncrementalModule(nn.Module):
         elif current:
             self.watch(self._weights.unread)
         return self
+
+
+def _place(results: list[Any], index: Tensor, outputs: Sequence[Tensor]) -> None:
+    for into, out in zip(results, outputs, strict=True):
+        into.index_copy_(0, index, out)
 
 
 def _channels_last(batch: Tensor) -> Tensor:

@@ -146,6 +146,24 @@ def test_larger_than_a_slab_and_many(own: Any, monkeypatch: pytest.MonkeyPatch) 
     assert own.slabs == []
 
 
+def test_where_addresses_are_short(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller slabs; malloc's memory where even those can't be had."""
+    real, limit = slab.Slab, 1 << 22
+
+    def short(size: int) -> Slab:
+        if size > limit:
+            raise OSError(12, "Cannot allocate memory")
+        return real(size)
+
+    monkeypatch.setattr(slab, "Slab", short)
+    with in_slabs():
+        kept = [empty(LIKE, (CELLS,)), empty(LIKE, ((1 << 20) + 1,)), empty(LIKE, (CELLS,))]
+    assert kept[1].shape == ((1 << 20) + 1,)
+    (made,) = own.slabs
+    assert LEAST <= made.size <= limit
+    assert kept[2].data_ptr() == kept[0].data_ptr() + LEAST
+
+
 def test_a_released_slab_lives_as_long_as_its_tensors(own: Any) -> None:
     with in_slabs():
         kept = empty(LIKE, (CELLS,)).fill_(7)

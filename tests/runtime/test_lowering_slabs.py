@@ -80,3 +80,20 @@ def test_a_module_uses_them(own: Any) -> None:
     assert torch.equal(first, kept)
     made.collect()
     assert made.live == 0
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_budget_gives_them_back(stop: bool, own: Any) -> None:
+    """After a call, and after one that was broken off."""
+    inc = compiled()
+    inc.memory_budget = 1 << 24
+    inc.materialize(noise(SHAPE))
+    where = torch.arange(60).repeat(2, 1).T.numpy() // 2
+    if stop:
+        calls = inc.stream_patches(0.5, where)
+        next(calls)
+        assert own.slabs
+        calls.close()
+    else:
+        inc.forward_patches(0.5, where)
+    assert own.slabs == []

@@ -44,7 +44,8 @@ class Linear:
         if linear_gates and settings.reference != "base":
             raise InputError(f"reference is {settings.reference!r}; allowed with linear gates is 'base'")
         self.question, self.reference = question, settings.reference
-        self.tail = linear_tail(question.inc, settings.cut, changes, linear_gates)
+        uncropped = settings.rest == "linear"  # two tails with one cut
+        self.tail = linear_tail(question.inc, settings.cut, changes, linear_gates, uncropped)
         self.given: Given | None = None
         self.points: list[Tensor] = []
         self.outputs: Any = None

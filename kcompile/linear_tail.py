@@ -21,7 +21,7 @@ from kcompile.runtime.full import full_graph
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.outputs import Outputs
-from kcompile.variants import EXACT, Changes, beside, canonical, variant
+from kcompile.variants import EXACT, Changes, Cropping, beside, canonical, variant
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def linear_tail(
-    inc: IncrementalModule, cut: str | float, changes: Changes = EXACT, linear_gates: bool = False
+    inc: IncrementalModule,
+    cut: str | float,
+    changes: Changes = EXACT,
+    linear_gates: bool = False,
+    uncropped: bool = False,
 ) -> LinearTail:
     """The module with a linear tail behind a cut; compiled at first use, from the graph that the module holds.
 
@@ -95,6 +99,7 @@ def linear_tail(
         cut: As in `Approximation`.
         changes: What of the front is not exact.
         linear_gates: Held gates are updated to first order.
+        uncropped: A share of the work as a cut lies where it does without the crops of ``changes``.
 
     Raises:
         InputError: No such cut, a module from a file, or one with a memory budget.
@@ -104,15 +109,18 @@ def linear_tail(
             "a cut takes gradients, whose memory no budget bounds: set inc.memory_budget to None for this map, or "
             "leave the cut out"
         )
-    key = ("linear", cut, changes, linear_gates)
-    return variant(inc, key, lambda: _compile(inc, cut, changes, linear_gates))
+    key = ("linear", cut, changes, linear_gates, uncropped)
+    return variant(inc, key, lambda: _compile(inc, cut, changes, linear_gates, uncropped))
 
 
-def _compile(inc: IncrementalModule, cut: str | float, changes: Changes, linear_gates: bool) -> LinearTail:
+def _compile(
+    inc: IncrementalModule, cut: str | float, changes: Changes, linear_gates: bool, uncropped: bool
+) -> LinearTail:
     module = changes.apply(canonical(inc), len(inc.plan.patch_shape))
     analysis = changes.propagate(module, inc)
     exact = propagate(module, inc.plan.input_shape, inc.plan.patch_shape)
-    before = nodes_before(analysis, cut, exact)
+    whole = replace(changes, cropping=Cropping()).propagate(module, inc) if uncropped else analysis
+    before = nodes_before(whole, cut, exact)
     done = linearise(module, before, lambda truncated: changes.propagate(truncated, inc), linear_gates=linear_gates)
     count = len(done.cut)
     outputs = Outputs((None,) * count, pytree.tree_structure((0,) * count), (None,) * count)

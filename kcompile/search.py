@@ -189,8 +189,8 @@ def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = 
     Args:
         strides: Of the maps, per axis, in pixels.
         extents: What `measure_extents` found for the model; nothing for none.
-        gated: The model has gates that can be held (`has_gates`). Most candidates hold them then: behind a gate the
-            exact map is dense.
+        gated: The model has gates that can be held (`has_gates`). Most candidates hold them then, or update them to
+            first order where there is a cut: behind a gate the exact map is dense.
     """
     stride = max(strides)
     drills: list[dict[str, Any]] = [
@@ -206,7 +206,8 @@ def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = 
     made += [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, *safer)]
     if not gated:
         return made
-    return [replace(one, gates="held") for one in (Approximation(), *made)] + [Approximation(**one) for one in safer]
+    held = [replace(one, gates="linear" if one.linear else "held") for one in (Approximation(), *made)]
+    return held + [Approximation(**drill) for drill in safer]
 
 
 def default_candidates(job: Experiment, images: Sequence[Given]) -> list[Approximation]:

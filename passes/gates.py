@@ -52,6 +52,7 @@ def _rejoins(node: fx.Node) -> bool:
     return any(
         isinstance(arg.meta.get("val"), Tensor) and _is_map(arg.meta["val"], rank)
         for user in behind - {node}
+        if user.op != "output"  # where a model returns a map beside, say
         for arg in user.all_input_nodes
         if arg in reached and arg not in behind
     )

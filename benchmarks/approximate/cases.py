@@ -136,6 +136,7 @@ GATED: dict[str, Callable[[Compiled], Approximation]] = {
     "held gates, extents 0.98": lambda net: Approximation(gates="held", extents=net.extents(0.98)),
     "held gates, bfloat16": lambda _: Approximation(gates="held", dtype="bfloat16"),
     "held gates, linear tail, 0.5 of the work": lambda _: Approximation(gates="held", cut=0.5),
+    "linear gates, linear tail, 0.5 of the work": lambda _: Approximation(gates="linear", cut=0.5),
     "linear gates, linear tail, 0.99 of the work": lambda _: Approximation(gates="linear", cut=0.99),
     "drill-down, r 0.1, stride x2": lambda net: Approximation(share=0.1, coarse=2 * net.stride),
 }

@@ -66,6 +66,8 @@ def quality(name: str, facts: dict[str, Any]) -> str:
     """All methods of a network, on held-out images and on other textures."""
     text = f"### {name}\n\n"
     for label, part in facts.get("sets", {}).items():
+        if not part:
+            continue
         methods = [TUNED, *(method for method in methods_in(part) if method != TUNED)]
         rows = [quality_row(part, method) for method in methods]
         title = {"test": "held-out images", "other": "other textures, without a promise"}[label]

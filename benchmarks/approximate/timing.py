@@ -71,11 +71,13 @@ def ratios(found: dict[str, Any], name: str, against: str, clock: str = "seconds
 
 
 def like(setting: kcompile.Approximation) -> kcompile.Approximation:
-    """The same setting for another network: cuts by share carry over, those by a layer's name don't.
+    """The same setting for another network: cuts by share carry over, those by a layer's name and extents don't.
 
     Raises:
-        kcompile.InputError: A cut by name.
+        kcompile.InputError: A cut by name, or extents.
     """
+    if setting.extents:
+        raise kcompile.InputError("extents are of the layers of one network; allowed here are thresholds (tau)")
     if isinstance(setting.cut, str):
         raise kcompile.InputError(f"cut is {setting.cut!r}, a layer of one network; allowed here are shares")
     return replace(setting)

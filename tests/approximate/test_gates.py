@@ -147,6 +147,19 @@ def test_behind_held_gates_all_is_incremental(name: str) -> None:
     assert made.work_share() < 0.8 * inc.work_share()
 
 
+def test_a_map_beside_the_head_makes_no_gate_of_it() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = conv_bn_relu(3, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.body(x)
+            return self.head(x.mean((2, 3))), x
+
+    assert not has_gates(incremental(Both().eval(), SHAPE, PATCH))
+
+
 @pytest.mark.parametrize("name", ["squeeze", "eca"])
 def test_extents_with_held_gates(name: str, seed: int) -> None:
     """They are those of the network whose gates are constants."""
@@ -186,15 +199,16 @@ def test_heads_are_no_gates(seed: int) -> None:
     np.testing.assert_array_equal(exact.all_scores, held.all_scores)
 
 
+@pytest.mark.parametrize("cut", ["5", 0.99])
 @pytest.mark.parametrize("name", ["squeeze", "eca"])
-def test_linear_gates_by_hand(name: str, seed: int) -> None:
+def test_linear_gates_by_hand(name: str, cut: str | float, seed: int) -> None:
     """Held gates, and the gradient of each gate's input times its change; the second gate sees the first."""
     model = NETS[name]()
     inc, image = some(model)
-    settings = Approximation(gates="linear", cut="5")
+    settings = Approximation(gates="linear", cut=cut)
     options: Any = {"stride": 3, "score": "logit", "target": 1}
     heat = kcompile.occlusion(inc, image, **options, approximation=settings)
-    held = kcompile.occlusion(inc, image, **options, approximation=Approximation(gates="held", cut="5"))
+    held = kcompile.occlusion(inc, image, **options, approximation=Approximation(gates="held", cut=cut))
     spots = heat.positions.reshape(-1, 2)
     gates = [part for part in model if isinstance(part, Gated)]
     inputs: list[list[Tensor]] = [[], []]

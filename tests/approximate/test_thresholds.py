@@ -244,6 +244,10 @@ def test_the_rest_to_first_order(crops: dict[str, Any], seed: int) -> None:
     found = kcompile.occlusion(inc, image, **options, approximation=settings)[0]
     np.testing.assert_allclose(found.all_scores, exact.all_scores, rtol=0, atol=1e-6 * scale)
     assert "the rest linear behind 1" in repr(found)
+    first, share = (  # a share of the work lies where it does without crops, for both tails
+        kcompile.occlusion(inc, image, **options, approximation=replace(settings, cut=cut))[0] for cut in ("0", 0.6)
+    )
+    np.testing.assert_allclose(first.all_scores, share.all_scores, rtol=0, atol=1e-6 * scale)
 
     inc = incremental(reacting(chain(), torch.randn(8, *SHAPE)).double(), SHAPE, PATCH)
     one: Any = {"stride": 30, "roi": (11, 9, 17, 15), "score": "logit", "target": [0, 1, 2]}  # no wider boxes

@@ -87,6 +87,8 @@ def test_settings_by_a_layers_name_do_not_carry_over() -> None:
     assert timing.like(Approximation(cut=0.25)) == Approximation(cut=0.25)
     with pytest.raises(kcompile.InputError, match="layer of one network"):
         timing.like(Approximation(cut="features.3"))
+    with pytest.raises(kcompile.InputError, match="layers of one network"):
+        timing.like(Approximation(extents={"conv2d": (3, 3)}))
 
 
 def test_the_curve_goes_through_means_and_picks_the_smallest_threshold() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import onnx_gather
-from benchmarks.onnx import table
+from benchmarks.onnx import _arguments, measure, table
 
 
 @pytest.mark.parametrize("name", [name for name in onnx_gather.WAYS if "used" not in name])
@@ -22,8 +22,17 @@ def test_ways_to_gather_make_the_same_windows(name: str) -> None:
 
 def test_table_marks_missed_bounds() -> None:
     took = {"onnxruntime": 30.0, "two": 10.0, "one": 11.0}
-    row = {"network": "vgg16", "positions": 9, "median": took, "bound": 9.0, "error": 1e-7, "change": 1e-2,
-           "weights_mb": 1.0, "parameters_mb": 1.0}  # fmt: skip
+    row = {"network": "vgg16", "positions": 9, "median": took, "bound": 9.0, "error": 1e-7, "full_error": 2e-7,
+           "change": 1e-2, "weights_mb": 1.0, "parameters_mb": 1.0}  # fmt: skip
     text = table([row])
     assert "**3.00x** (asked: 6.0x, missed)" in text
-    assert "| 1.100 |" in text
+    assert "| 1.100 | 1.0e-07 | 2.0e-07 | 1.0e-02 |" in text
+
+
+def test_errors_are_those_against_float64(seed: int) -> None:
+    args = _arguments(["tiny", "--stride", "8", "--rounds", "1", "--share", "4", "--threads", "1", "--patch", "8"])
+    row = measure("tiny", args)
+    assert 0 < row["error"] <= 1e-5
+    assert 0 < row["full_error"] <= 1e-5
+    assert row["change"] >= 1e-3, "void: nothing reacts"
+    assert set(row["median"]) == {"two", "one", "onnxruntime"}

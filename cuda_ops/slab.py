@@ -12,11 +12,11 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
-from bisect import bisect_left
-from collections import deque
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,27 +26,31 @@ LEAST = 32 << 10  # bytes; smaller tensors are malloc's
 _SLAB = 1 << 30  # bytes of addresses that are mapped at a time; the system gives memory for what is touched
 _LINE = 64  # of a cache
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # 2 MB pages: fewer faults, fewer misses of the translation's cache
+Block: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
 # Not counted as promised by systems that count.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000} if sys.platform == "linux" else {}
 
 
-class _Block(np.ndarray[tuple[int], np.dtype[np.uint8]]):
-    """A piece of a slab; says so when the last tensor on it is gone."""
+class _Place(weakref.ref[Block]):
+    """Where a block lies; dead as soon as no tensor uses it."""
 
-    home: tuple[deque[tuple[int, int]], int, int] | None = None
+    __slots__ = ("end", "start")
 
-    def __del__(self) -> None:
-        if self.home is not None:
-            freed, start, size = self.home
-            freed.append((start, size))  # by any thread, also while `take` runs: deques are safe there
+    def __new__(cls, block: Block, start: int, end: int) -> _Place:
+        return super().__new__(cls, block)
+
+    def __init__(self, _block: Block, start: int, end: int) -> None:
+        self.start, self.end = start, end
 
 
 class Slab:
-    """One mapping, and which parts of it are free.
+    """One mapping, and the blocks in it.
+
+    What is free follows from which blocks live, so that an interrupt (Ctrl-C) at any place leaves no wrong books.
 
     Attributes:
         size: Of the mapping in bytes.
-        live: Bytes that are given out, as far as is known.
         top: The end of the highest block that ever was given out.
     """
 
@@ -54,38 +58,31 @@ class Slab:
         memory = mmap.mmap(-1, size, **_PRIVATE)
         if _HUGE is not None:
             memory.madvise(_HUGE)
-        self.size, self.live, self.top = size, 0, 0
+        self.size, self.top = size, 0
         self._bytes = np.frombuffer(memory, dtype=np.uint8)
-        self._holes = [(0, size)]  # by address, never two side by side
-        self._freed: deque[tuple[int, int]] = deque()
+        self._places: list[_Place] = []  # by address
 
-    def take(self, nbytes: int) -> _Block | None:
+    @property
+    def live(self) -> int:
+        """Bytes that are in use."""
+        return sum(place.end - place.start for place in self._places if place() is not None)
+
+    def take(self, nbytes: int) -> Block | None:
         """The lowest free block of so many bytes, or None."""
-        self.collect()
         size = -(-nbytes // _LINE) * _LINE
-        for i, (start, room) in enumerate(self._holes):
-            if room >= size:
-                self._holes[i : i + 1] = [(start + size, room - size)] if room > size else []
-                self.live += size
-                self.top = max(self.top, start + size)
-                block = self._bytes[start : start + nbytes].view(_Block)
-                block.home = (self._freed, start, size)
-                return block
-        return None
-
-    def collect(self) -> None:
-        """Make holes of all blocks that were freed."""
-        while self._freed:
-            start, size = self._freed.popleft()
-            self.live -= size
-            i = bisect_left(self._holes, (start, 0))
-            if i < len(self._holes) and start + size == self._holes[i][0]:
-                size += self._holes.pop(i)[1]
-            if i and sum(self._holes[i - 1]) == start:
-                i -= 1
-                start, before = self._holes.pop(i)
-                size += before
-            self._holes.insert(i, (start, size))
+        places = [place for place in self._places if place() is not None]
+        start, index = 0, 0
+        for place in places:
+            if place.start - start >= size:
+                break
+            start, index = place.end, index + 1
+        if start + size > self.size:
+            return None
+        self.top = max(self.top, start + size)
+        block = self._bytes[start : start + nbytes]
+        places.insert(index, _Place(block, start, start + size))
+        self._places = places
+        return block
 
 
 class _Thread(threading.local):
@@ -125,7 +122,7 @@ def empty(like: Tensor, sizes: Sequence[int]) -> Tensor:
     return like.new_empty(sizes) if block is None else torch.frombuffer(block, dtype=like.dtype).view(*sizes)
 
 
-def _take(nbytes: int) -> _Block | None:
+def _take(nbytes: int) -> Block | None:
     """A block of one of the thread's slabs, or of another one; None where the system has no addresses left."""
     for slab in _thread.slabs:
         block = slab.take(nbytes)
@@ -146,8 +143,6 @@ def _take(nbytes: int) -> _Block | None:
 
 def release() -> int:
     """Unmap this thread's slabs that nothing lies in; the bytes that go back to the system, at most."""
-    for slab in _thread.slabs:
-        slab.collect()
     gone = [slab for slab in _thread.slabs if not slab.live]
     _thread.slabs = [slab for slab in _thread.slabs if slab.live]
     return sum(slab.top for slab in gone)

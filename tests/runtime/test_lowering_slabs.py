@@ -78,7 +78,6 @@ def test_a_module_uses_them(own: Any) -> None:
     assert made.top >= LEAST
     inc.forward_patches(-0.5, where)
     assert torch.equal(first, kept)
-    made.collect()
     assert made.live == 0
 
 

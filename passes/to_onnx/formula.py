@@ -11,6 +11,8 @@ from kcompile.passes.to_onnx.call import Call
 
 Operand: TypeAlias = "Term | float"
 
+_NO_CHOICE = (torch.bool, torch.int8, torch.int16)  # ONNX has Where for these, ONNX Runtime has not
+
 
 @dataclass(frozen=True)
 class Term:
@@ -32,8 +34,9 @@ class Term:
 
     def where(self, yes: Operand, no: Operand, dtype: torch.dtype) -> Term:
         """One of two values, by this condition."""
-        names = [value.name if isinstance(value, Term) else self.call.tensor(value, dtype) for value in (yes, no)]
-        return Term(self.call, self.call.do("Where", self.name, *names), dtype)
+        kind = torch.int32 if dtype in _NO_CHOICE else dtype
+        sides = (v.cast(kind).name if isinstance(v, Term) else self.call.tensor(v, kind) for v in (yes, no))
+        return Term(self.call, self.call.do("Where", self.name, *sides), kind).cast(dtype)
 
     def cast(self, dtype: torch.dtype) -> Term:
         """As another type."""

@@ -79,6 +79,12 @@ class Approximation:
         _check_count("correct", self.correct, 0)
         if 0 < self.samples < FEWEST:
             raise InputError(f"samples is {self.samples}; allowed are 0 (no estimate) and at least {FEWEST}")
+        for name in ("tau", "share", "cut", "coarse", "levels", "samples", "correct"):  # NumPy's numbers, too
+            value = getattr(self, name)
+            if isinstance(value, Integral):
+                object.__setattr__(self, name, int(value))
+            elif isinstance(value, Real):
+                object.__setattr__(self, name, float(value))
 
     @property
     def drills(self) -> bool:

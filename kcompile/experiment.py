@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kcompile.approximation import Approximation
@@ -82,14 +83,14 @@ def occlusion(
         InputError: Bad image, patch, stride, roi, value, target or score, or another kind of map than was tuned for.
         MemoryBudgetError: The budget is too small.
     """
-    inc = compiled(model, image, patch_shape, memory_budget)
-    images, alone = as_images(image, inc)
     if tuning is not None:
         if approximation is not None:
             raise InputError("approximation and tuning are both given; allowed is one of them")
         approximation = tuning.approximation
         patch_shape = tuning.kind.patch_shape if patch_shape is None else patch_shape
         stride = tuning.kind.stride if stride is None and overlap is None else stride
+    inc = compiled(model, image, patch_shape, memory_budget)
+    images, alone = as_images(image, inc)
     job = experiment(inc, patch_shape, stride, overlap, value, roi, score, output, approximation)
     if tuning is not None:
         tuning.check(job.kind(target))
@@ -162,10 +163,10 @@ class Experiment:
         """What tells these maps of a class from others, for a certificate."""
         question, flat = self.question, self.positions.reshape(-1, self.positions.shape[-1])
         digest = hashlib.sha256(str(question.inc.plan).encode())
-        for tensor in question.inc.state_dict().values():
-            digest.update(f"{tensor.detach().double().abs().sum().item():.9g} ".encode())  # the same on any device
+        for tensor in question.inc.state_dict().values():  # moves between devices keep their bits
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return Kind(
-            score=self.score_name,
+            score=_told(question.score),
             patch_shape=question.patch,
             stride=strides_of(self.positions),
             region=tuple(int(edge) for edge in (*flat[0], *flat[-1])),
@@ -273,6 +274,22 @@ class Experiment:
             meter.say("interrupted")
             stop = True
         return scan.state.map() if whole else scan.state.values, checked, stop
+
+
+def _told(score: Score) -> str:
+    """What tells a score from others: its name and, of a user's function, its code and what it has captured."""
+    if isinstance(score, str):
+        return score
+    code = getattr(score, "__code__", None)
+    if code is None:
+        raise InputError(
+            f'score is a {type(score).__name__}; allowed with a tuning are "probability", "logit" and plain '
+            "functions, which are told from others by their code"
+        )
+    constants = [const for const in code.co_consts if not hasattr(const, "co_code")]
+    captured = [cell.cell_contents for cell in getattr(score, "__closure__", None) or ()]
+    parts = (code.co_code, code.co_names, constants, getattr(score, "__defaults__", None), captured)
+    return f"{score.__module__}.{score.__qualname__} {hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
 def _text(fill: Fill) -> str:

@@ -90,10 +90,10 @@ class Tuning:
         for name, given in asdict(kind).items():
             own = getattr(self.kind, name)
             if given != own:
-                told = "the model or its weights are other ones" if name == "model" else f"{name} is {given!r}"
+                told = "the model or its weights are other ones than" if name == "model" else f"{name} is {given!r};"
                 was = "" if name == "model" else f" {own!r}"
                 raise InputError(
-                    f"{told} than this tuning is for{was}: ask for that, tune again, or pass approximation="
+                    f"{told} this tuning is for{was}: ask for that, tune again, or pass approximation="
                     "tuning.approximation, without a promise"
                 )
 

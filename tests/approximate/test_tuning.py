@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +243,11 @@ def test_a_file_of_unknown_fields_is_refused(tuning: Tuning, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": "probability"}, "score is 'probability' than this tuning is for 'logit'"),
+        ({"score": "probability"}, "score is 'probability'; this tuning is for 'logit'"),
         ({"score": "logit", "stride": 4}, r"stride is \(4, 4\)"),
         ({"score": "logit", "patch_shape": 6}, r"patch_shape is \(6, 6\)"),
         ({"score": "logit", "value": 1.0}, "value is"),
-        ({"score": "logit", "target": 1}, "target is '1' than this tuning is for 'predicted'"),
+        ({"score": "logit", "target": 1}, "target is '1'; this tuning is for 'predicted'"),
         ({"score": "logit", "roi": (0, 0, 20, 20)}, "region is"),
         ({"score": "logit", "approximation": Approximation()}, "both given"),
     ],
@@ -274,6 +276,43 @@ def test_another_model_has_no_promise(inc: Any, images: Any, tuning: Tuning) -> 
     other = replace(tuning, kind=replace(tuning.kind, model="0" * 16))
     with pytest.raises(kcompile.InputError, match="weights are other ones"):
         kcompile.occlusion(inc, images[0], tuning=other, score="logit")
+
+
+def kind_of(inc: Any, score: Any = "logit") -> Any:
+    return experiment(inc, None, STRIDE, None, 0.0, None, score, None).kind(None)
+
+
+def test_weights_in_another_order_or_sign_are_another_model() -> None:
+    model = reacting(pooled_head(conv_bn_relu(3, 8), 8), torch.randn(8, 3, SIZE, SIZE))
+    kinds = [kind_of(kcompile.incrementalize(model, (3, SIZE, SIZE), PATCH))]
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    for change in (torch.Tensor.neg_, lambda weight: weight.copy_(weight.flip(1))):
+        with torch.no_grad():
+            change(last.weight)
+        kinds.append(kind_of(kcompile.incrementalize(model, (3, SIZE, SIZE), PATCH)))
+    assert len({kind.model for kind in kinds}) == 3
+    again = kcompile.incrementalize(copy.deepcopy(model), (3, SIZE, SIZE), PATCH)
+    assert kind_of(again).model == kinds[-1].model
+
+
+def test_user_s_scores_are_told_apart_by_their_code(inc: Any) -> None:
+    scores: list[Any] = [lambda out, k=k: out[:, k] for k in (0, 1)] + [lambda out: out[:, 0] * 2]
+    assert len({kind_of(inc, score).score for score in scores}) == 3
+    assert kind_of(inc, scores[0]) == kind_of(inc, scores[0])
+    with pytest.raises(kcompile.InputError, match="score is a partial; allowed with a tuning are"):
+        kind_of(inc, partial(torch.softmax, dim=1))
+
+
+def test_a_plain_model_takes_the_patch_of_its_tuning(images: Any, tuning: Tuning, inc: Any) -> None:
+    assert tuning.kind.patch_shape == (PATCH, PATCH) != (16, 16)
+    want = kcompile.occlusion(inc, images[0], tuning=tuning, score="logit").scores
+    got = kcompile.occlusion(inc.model, images[0], tuning=tuning, score="logit")
+    np.testing.assert_allclose(got.scores, want, rtol=1e-4, atol=1e-5)
+
+
+def test_numpy_s_numbers_can_be_saved(tmp_path: Path) -> None:
+    given = Approximation(share=np.float32(0.5), coarse=np.int64(8), samples=np.int64(32), tau=np.float64(0.5))
+    assert json.loads(json.dumps(given.to_dict()))["coarse"] == 8
 
 
 @pytest.mark.parametrize(

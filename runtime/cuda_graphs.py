@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
@@ -20,24 +20,14 @@ from torch import Tensor, fx
 
 from kcompile.core.errors import MemoryBudgetError
 from kcompile.runtime.buckets import MOST
+from kcompile.runtime.captures import Capture, Replay
+from kcompile.runtime.out_of_memory import is_out_of_memory
 from kcompile.runtime.pool import Pool, layout, nbytes
 
 KINDS = 64 * MOST  # of batches that are remembered
 
-Replay = Callable[[], None]
-
-
-class Capture(Protocol):
-    """What makes graphs."""
-
-    def __call__(self, call: Callable[[], None]) -> tuple[Replay, int]:
-        """A graph of a call: what replays it, and the bytes that it took from the device."""
-
-    def wait(self) -> None:
-        """Return when no graph runs any more."""
-
-    def forget(self) -> None:
-        """No graph is kept any more."""
+# Of the largest value, by which a graph's results may differ: products may be summed in another order.
+ERROR = 4e-2
 
 
 @dataclass
@@ -160,10 +150,9 @@ class Graphed:
             return self._captured(key, args, seen)
         except MemoryBudgetError:
             seen.refused = True
-        except torch.OutOfMemoryError:
-            self.give_up()
         except RuntimeError as error:  # an op that waits for the device can't be captured
-            warnings.warn(f"this front can't run as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
+            if not is_out_of_memory(error):
+                warnings.warn(f"this front can't run as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
             self.give_up()
         return False
 
@@ -206,8 +195,14 @@ class Graphed:
             for arg, is_base in zip(args, self.is_base, strict=True)
         ]
         start = time.perf_counter()
-        self.front(*own)  # kernels that addresses make others are compiled here: capturing can't wait for that
+        # Kernels that addresses make others are compiled here: capturing can't wait for that.
+        wanted: Sequence[Tensor] = self.capture.rehearsed(lambda: self.front(*own))
         replay, taken = self.capture(lambda: _copy(outputs, list(self.front(*own))))
+        for output in outputs:
+            output.fill_(torch.nan if output.is_floating_point() else 1)
+        replay()
+        if not all(map(_same, outputs, wanted)):
+            raise RuntimeError("a replay's results are not those of the front")
         self.seconds += time.perf_counter() - start
         self.pool.graphs += taken
         return replay
@@ -228,33 +223,6 @@ class Graphed:
         return [arg for arg, is_base in pairs if isinstance(arg, Tensor) and not is_base]
 
 
-class Captures:
-    """Makes CUDA graphs that take their memory from one pool; other threads may go on using the device."""
-
-    def __init__(self) -> None:
-        """Make the pool when it is needed."""
-        self.pool: Any = None
-        self.device = -1
-
-    def __call__(self, call: Callable[[], None]) -> tuple[Replay, int]:
-        """See `Capture`."""
-        self.pool, self.device = self.pool or torch.cuda.graph_pool_handle(), torch.cuda.current_device()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # capturing does so, too: what is left is in use
-        before = torch.cuda.memory_reserved()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            call()
-        return graph.replay, max(torch.cuda.memory_reserved() - before, 0)
-
-    def wait(self) -> None:
-        """See `Capture`."""
-        torch.cuda.synchronize(self.device)
-
-    def forget(self) -> None:
-        """See `Capture`: the device's pool goes with its last graph, and another one comes."""
-        self.pool = None
-
-
 @contextmanager
 def _apart(args: Sequence[Any]) -> Iterator[None]:
     """Inside, a call's device is the current one, where graphs are captured.
@@ -267,11 +235,6 @@ def _apart(args: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def stream() -> object:
-    """The current device's current stream, which graphs are for."""
-    return torch.cuda.current_stream().cuda_stream
-
-
 def _kind(arg: Any) -> object:
     """What a graph is fixed to: sizes of tensors, and all numbers."""
     if isinstance(arg, Tensor):
@@ -282,3 +245,10 @@ def _kind(arg: Any) -> object:
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     if into:
         torch._foreach_copy_(list(into), list(values))
+
+
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    """True if results are equal up to rounding; NaN must be where they were."""
+    one, other = (value if value.dtype == torch.float64 else value.float() for value in (found, wanted))
+    scale = torch.where(other.isfinite(), other, 0).abs().max() if other.numel() else 0.0
+    return bool(torch.isclose(one, other, rtol=0.0, atol=ERROR * float(scale), equal_nan=True).all())

@@ -22,13 +22,13 @@ from kcompile.core.region import Region
 from kcompile.cuda_ops.tuning import Times, Tuner, tuner
 from kcompile.runtime.buckets import buckets
 from kcompile.runtime.budget import largest as fitting
+from kcompile.runtime.captures import Captures, cleans_up, current
 from kcompile.runtime.choice import Choice
-from kcompile.runtime.cuda_graphs import Captures, Graphed, stream
+from kcompile.runtime.cuda_graphs import ERROR, Graphed
 from kcompile.runtime.pool import SHARE, Pool
 
-ENABLED: bool | None = None  # True: always; False: never; None: where measured to be faster
+ENABLED: bool | None = None  # True: always; False: never; None: where measured to be faster, from PyTorch 2.13 on
 GAIN = 0.9  # of the time without graphs: with them it must take less
-ERROR = 4e-2  # of the largest value, by which a graph's results may differ: products may be summed in another order
 PLAIN, REPLAYED = 0, 1
 
 Batches = list[tuple[IntArray, int]]  # queries, and how many of them count: the rest fills up
@@ -132,7 +132,7 @@ class Replaying:
 def replaying(
     front: fx.GraphModule, device: torch.device, budget: int | None, in_flight: Callable[[int], int]
 ) -> Replaying | None:
-    """What decides for a front on a device; None where there are no CUDA graphs.
+    """What decides for a front on a device; None where there are no CUDA graphs, or a failing one would do harm.
 
     Args:
         front: As it runs on the device.
@@ -140,10 +140,10 @@ def replaying(
         budget: The memory budget in bytes, or None.
         in_flight: See `Graphed`.
     """
-    if device.type != "cuda" or ENABLED is False:
+    if device.type != "cuda" or ENABLED is False or (ENABLED is None and not cleans_up()):
         return None
     pool = Pool(None if budget is None else budget // SHARE)
-    return Replaying(Graphed(front, Captures(), stream, pool, in_flight), lambda: tuner(device), ENABLED is True)
+    return Replaying(Graphed(front, Captures(), current, pool, in_flight), lambda: tuner(device), ENABLED is True)
 
 
 def work(choice: Choice, regions: Sequence[Region], batches: Sequence[IntArray]) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +72,9 @@ class Recorder:
     def __init__(self, taken: int = 0) -> None:
         self.captures = self.replays = self.generation = 0
         self.taken, self.waited = taken, True
+
+    def rehearsed(self, call: Callable[[], Any]) -> Any:
+        return call()
 
     def __call__(self, call: Callable[[], None]) -> tuple[Callable[[], None], int]:
         self.captures += 1
@@ -173,6 +175,81 @@ def test_what_cannot_be_captured_runs_without(recorder: Recorder, monkeypatch: p
         check(inc)
     check(inc)
     assert not graphed_of(inc).pool.held
+
+
+class Waiting(Recorder):
+    def rehearsed(self, call: Callable[[], Any]) -> Any:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+
+def test_what_waits_for_the_device_is_not_captured(seed: int) -> None:
+    run = simple(recorder := Waiting())
+    run(torch.zeros(3), torch.ones(1))
+    with pytest.warns(RuntimeWarning, match="can't run as CUDA graphs: called a synchronizing"):
+        assert float(run(torch.zeros(3), torch.ones(1))[0][0]) == 1.0
+    run(torch.zeros(3), torch.ones(1))
+    assert not recorder.captures
+    assert not run.pool.held
+
+
+class Stale(Recorder):
+    """As where a graph was captured on another device: it is empty, and the front ran once beside it."""
+
+    def __call__(self, call: Callable[[], None]) -> tuple[Callable[[], None], int]:
+        call()
+        return lambda: None, 0
+
+
+class Wrong(Recorder):
+    """Every replay's results are off by a tenth."""
+
+    target: torch.Tensor
+
+    def __call__(self, call: Callable[[], None]) -> tuple[Callable[[], None], int]:
+        def replay() -> None:
+            call()
+            self.target.add_(0.1)
+
+        return replay, 0
+
+
+@pytest.mark.parametrize("capture", [Stale, Wrong])
+def test_graphs_that_give_other_results_are_not_kept(
+    capture: type[Recorder], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    run = simple(recorder := capture())
+    take = Pool.take
+
+    def taken(pool: Pool, likes: Any) -> list[torch.Tensor]:
+        tensors = take(pool, likes)
+        vars(recorder)["target"] = tensors[-1]
+        return tensors
+
+    monkeypatch.setattr(Pool, "take", taken)
+    run(torch.zeros(3), torch.ones(1))
+    with pytest.warns(RuntimeWarning, match="a replay's results are not those of the front"):
+        assert float(run(torch.zeros(3), torch.ones(1))[0][0]) == 1.0
+    for value in (2.0, 5.0):
+        assert float(run(torch.full((3,), value), torch.ones(1))[0][0]) == value + 1
+    assert not run.kept
+    assert not run.pool.held
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_same_results(dtype: torch.dtype) -> None:
+    values = torch.arange(-50, 50).to(dtype)
+    assert cuda_graphs._same(values, values.clone())
+    assert cuda_graphs._same(values[:0], values[:0])
+    assert not cuda_graphs._same(values + 3, values)
+    if dtype.is_floating_point:
+        assert cuda_graphs._same(values + 0.5 * 50 * cuda_graphs.ERROR, values)
+        for special in (torch.nan, torch.inf):
+            odd = values.clone()
+            odd[3] = special
+            assert cuda_graphs._same(odd, odd.clone())
+            assert not cuda_graphs._same(odd, values)
+            assert not cuda_graphs._same(values, odd)
+            assert not cuda_graphs._same(odd + 3, odd)
 
 
 class Short(Recorder):
@@ -290,12 +367,12 @@ def test_graphs_are_for_one_stream(seed: int) -> None:
     streams = ["a"]
     front = torch.fx.symbolic_trace(lambda patches: (patches + 1,))
     run = Graphed(front, recorder := Recorder(), lambda: streams[-1])
-    for stream, replays in (("a", 0), ("a", 1), ("b", 1), ("b", 1), ("a", 2)):
+    for stream, replays in (("a", 0), ("a", 2), ("b", 2), ("b", 2), ("a", 3)):
         streams.append(stream)
         assert float(run(torch.zeros(3))[0][0]) == 1.0
-        assert recorder.replays == replays
+        assert recorder.replays == replays, "one more where it was captured: that is checked"
     run.drop()
-    for stream, replays in (("b", 3), ("b", 4), ("a", 4)):
+    for stream, replays in (("b", 5), ("b", 6), ("a", 6)):
         streams.append(stream)
         run(torch.zeros(3))
         assert recorder.replays == replays
@@ -320,41 +397,6 @@ def test_kinds_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPat
     for rows in range(1, 30):
         run(torch.zeros(rows), torch.ones(1))
         assert len(run.seen) <= 5
-
-
-def test_captures_take_memory_from_one_pool_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order that PyTorch asks for; the device itself is a stand-in that writes down what it is told."""
-    said: list[Any] = []
-    pools, reserved = iter("AB"), iter([100, 150, 150, 140, 140, 145])
-
-    class Graph:
-        def replay(self) -> None:
-            said.append("replayed")
-
-    @contextmanager
-    def graph(made: Graph, *, pool: str, capture_error_mode: str) -> Iterator[None]:
-        assert isinstance(made, Graph)
-        said.append(("begin", pool, capture_error_mode))
-        yield
-        said.append("end")
-
-    for name, value in {
-        "graph_pool_handle": lambda: next(pools), "CUDAGraph": Graph, "graph": graph, "empty_cache": lambda: None,
-        "memory_reserved": lambda: next(reserved), "current_device": lambda: 3,
-        "synchronize": lambda device: said.append(("wait", device)),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, value)
-    captures = cuda_graphs.Captures()
-    replay, taken = captures(lambda: said.append("called"))
-    assert said == [("begin", "A", "thread_local"), "called", "end"]
-    assert taken == 50
-    replay()
-    assert captures(lambda: None)[1] == 0, "memory that others gave back meanwhile"
-    captures.wait()
-    captures.forget()
-    captures(lambda: None)
-    assert [part[1] for part in said if part[0] == "begin"] == ["A", "A", "B"]
-    assert ("wait", 3) in said
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
+import torch
 from torch import Tensor
 
 from kcompile.core.plan import BaseTensor, Plan
@@ -20,14 +21,14 @@ class BaseStore:
         images: The base images [B, C, *sizes].
         others: The other inputs that have a row for each of them [B, ...].
         beside: Bytes of what else is kept as long as the store is.
-        made: Derived tensors that were asked for, by name.
+        made: Derived tensors that were asked for, by name, each with what tells when it is written.
     """
 
     tensors: dict[str, Tensor]
     images: Tensor
     others: tuple[Tensor, ...] = ()
     beside: int = 0
-    made: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, tuple[Tensor, torch.cuda.Event | None]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -35,10 +36,14 @@ class BaseStore:
         return len(self.images)
 
     def derived(self, name: str, how: Derived) -> Tensor:
-        """A derived tensor, made when it is first asked for."""
+        """A derived tensor, made when it is first asked for; who asks on another stream of the device waits for it."""
         if name not in self.made:
-            self.made[name] = how.make(self.tensors[how.base])
-        return self.made[name]
+            made = how.make(self.tensors[how.base])
+            self.made[name] = made, _written(made)
+        made, written = self.made[name]
+        if written is not None:
+            torch.cuda.current_stream(made.device).wait_event(written)
+        return made
 
     @classmethod
     def fill(
@@ -68,6 +73,15 @@ class BaseStore:
         """Memory of all that is kept of the base images, in bytes."""
         inputs = sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.others))
         return self.nbytes + inputs + self.beside
+
+
+def _written(tensor: Tensor) -> torch.cuda.Event | None:
+    """Comes where the current stream has written a tensor; None where that is done already."""
+    if tensor.device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tensor.device))
+    return event
 
 
 def new_store(base: BaseTensor, source: Tensor, rows: int) -> Tensor:

@@ -13,14 +13,16 @@ from kcompile.core.interval import IntArray
 
 T = TypeVar("T")
 
-_CPU = ("can't allocate memory", "not enough memory")  # PyTorch's CPU allocator raises a plain RuntimeError
+# Plain RuntimeErrors: of PyTorch's CPU allocator; of CUDA, its driver and Triton; of cuBLAS and cuDNN, which says that
+# it finds no engine where none fits into the memory that is left.
+_SAID = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed", "unable to find an engine")
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """True for what PyTorch raises where memory is short, on a GPU or a CPU."""
-    said = str(error)
+    said = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(part in said for part in _CPU)
+        isinstance(error, RuntimeError) and any(part in said for part in _SAID)
     )
 
 

@@ -108,6 +108,32 @@ def test_verdicts(error: float, change: float, status: str) -> None:
     assert Verdict(error, change).status == status
 
 
+GOOD: dict[str, Any] = {
+    "options": {"device": "cuda"}, "failures": {}, "tests": {"status": "ok"}, "ops": [{"wrong": 0}],
+    "kernels": {"target": "sm_90", "triton": "Triton, tried in 1.0 s"}, "networks": [{"status": "ok"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "good"),
+    [
+        ({}, True),
+        ({"tests": {"status": "not run: pytest is not installed"}}, True),
+        ({"tests": {"status": "not finished after 120 s"}}, False),
+        ({"tests": {"status": "FAILED"}}, False),
+        ({"kernels": {"error": "the kernels can't be loaded (see the warning above)"}}, False),
+        ({"kernels": {"error": "no cuda-bindings"}, "options": {"device": "cpu"}}, True),
+        ({"kernels": {"triton": "with windows alone (the Triton kernel gives wrong results)"}}, False),
+        ({"kernels": {"triton": "with windows alone (no Triton)"}}, True),
+        ({"ops": [{"wrong": 1}]}, False),
+        ({"networks": [{"status": "void"}]}, False),
+        ({"failures": {"ops": "exit code 1"}}, False),
+    ],
+)
+def test_what_passes(other: dict[str, Any], good: bool) -> None:
+    assert gpu_table.passed(GOOD | other) == good
+
+
 @pytest.mark.parametrize("broken", [*gpu_check.SHARES, "resnet18"])
 def test_a_part_that_crashes_fails_and_the_rest_still_runs(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kcompile.core.plan import BaseTensor
+from kcompile.runtime import base_store
 from kcompile.runtime.base_store import BaseStore
+from kcompile.runtime.derived import Derived
 from tests.support.networks import Branches, Call, concat, conv
 from tests.support.running import compile_incremental
 
@@ -72,3 +74,26 @@ def test_bytes(seed: int) -> None:
     store, _ = filled(conv(3, 2), torch.randn(2, *SHAPE, dtype=torch.float64))
     image, output = 2 * (9 + 2) * (11 + 2) * 3, 2 * 9 * 11 * 2
     assert store.nbytes == 8 * (image + output)
+
+
+def test_derived_tensors_are_made_once_and_waited_for(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Streams are a stand-in: each says what it waited for."""
+    images = torch.randn(1, *SHAPE)
+    waited: list[tuple[str, object]] = []
+    events, streams, made = iter("ABC"), ["one"], []
+
+    class Stream:
+        def wait_event(self, event: object) -> None:
+            waited.append((streams[-1], event))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    monkeypatch.setattr(base_store, "_written", lambda _: next(events))
+    store = BaseStore({"x": images}, images)
+    how = Derived("x", lambda tensor: made.append(1) or 2 * tensor)  # type: ignore[func-returns-value]
+    assert torch.equal(store.derived("sums", how), 2 * images)
+    streams.append("two")
+    assert torch.equal(store.derived("sums", how), 2 * images)
+    assert len(made) == 1
+    assert waited == [("one", "A"), ("two", "A")]
+    monkeypatch.undo()
+    assert base_store._written(images) is None, "on a CPU it is written when it is there"

@@ -173,3 +173,23 @@ def test_no_graphs_where_a_failing_capture_does_harm(version: str, safe: bool, m
     assert (made(front, cuda, None, lambda _: 0) is not None) == safe
     monkeypatch.setattr(replaying, "ENABLED", True)
     assert made(front, cuda, None, lambda _: 0) is not None, "where that is asked for"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of another device than the first one is not empty; and what waits is found."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    kept = []
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            kept.append(made := Captures())
+            value = torch.zeros(3, device=f"cuda:{index}")
+            made.rehearsed(lambda: value.add_(1))  # noqa: B023
+            replay, _ = made(lambda: value.add_(1))  # type: ignore[arg-type, return-value]  # noqa: B023
+            value.zero_()
+            replay()
+            assert value.tolist() == [1.0, 1.0, 1.0]
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                made.rehearsed(value.sum().item)
+            assert value.tolist() == [1.0, 1.0, 1.0], "waiting is allowed again"

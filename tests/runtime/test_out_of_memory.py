@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from kcompile.cuda_ops.nvrtc import NvrtcError
 from kcompile.runtime.executor import Executor
 from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.out_of_memory import in_parts, is_out_of_memory
@@ -19,6 +20,13 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     MemoryError(),
+]
+SAID = [
+    "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "Triton Error [CUDA]: out of memory",
 ]
 
 
@@ -74,6 +82,21 @@ def test_one_query_that_is_too_much() -> None:
 
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(RuntimeWarning):
         list(in_parts(never, np.arange(3), lambda rows: None))
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_what_gpu_libraries_say_where_memory_is_short(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(NvrtcError("the CUDA driver: out of memory"))
+    assert not is_out_of_memory(ValueError(said))
+
+    def run(rows: Any) -> int:
+        if len(rows) > 2:
+            raise RuntimeError(said)
+        return len(rows)
+
+    with pytest.warns(RuntimeWarning, match="out of memory with"):
+        assert [found for _, found in in_parts(run, np.arange(7), lambda rows: None)] == [2, 2, 2, 1]
 
 
 def test_other_errors_pass() -> None:

@@ -10,11 +10,12 @@ A block is free again as soon as no tensor uses it; no slab is unmapped while on
 from __future__ import annotations
 
 import mmap
+import platform
 import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import TypeAlias
 
@@ -28,8 +29,9 @@ _LINE = 64  # of a cache
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # 2 MB pages: fewer faults, fewer misses of the translation's cache
 Block: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
-# Not counted as promised by systems that count.
-_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000} if sys.platform == "linux" else {}
+# A child process after a fork has its own; on Linux (x86, ARM) the addresses aren't counted as promised memory.
+_RESERVED = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _RESERVED} if sys.platform != "win32" else {}
 
 
 class _Place(weakref.ref[Block]):
@@ -57,7 +59,8 @@ class Slab:
     def __init__(self, size: int) -> None:
         memory = mmap.mmap(-1, size, **_PRIVATE)
         if _HUGE is not None:
-            memory.madvise(_HUGE)
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(_HUGE)
         self.size, self.top = size, 0
         self._bytes = np.frombuffer(memory, dtype=np.uint8)
         self._places: list[_Place] = []  # by address

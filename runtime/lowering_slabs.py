@@ -50,7 +50,7 @@ def max_pool2d(
         return aten.max_pool2d.default(image, *geometry)  # type: ignore[no-any-return]
     sizes = _sizes(image, kernel, stride, padding, ceil_mode, dilation)
     out = channels_last_empty(image, image.shape[0], image.shape[1], sizes)
-    places = slab.empty(torch.empty(0, dtype=torch.int64), (out.shape[0], *sizes, out.shape[1])).movedim(-1, 1)
+    places = slab.empty(image.new_empty(0, dtype=torch.int64), (out.shape[0], *sizes, out.shape[1])).movedim(-1, 1)
     aten.max_pool2d_with_indices.out(image, *geometry, out=out, indices=places)
     return out
 

@@ -164,6 +164,14 @@ def test_where_addresses_are_short(own: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert kept[2].data_ptr() == kept[0].data_ptr() + LEAST
 
 
+def test_a_kernel_without_huge_pages(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slab, "_HUGE", 12345)
+    with in_slabs():
+        kept = empty(LIKE, (CELLS,)).fill_(7)
+    assert bool((kept == 7).all())
+    assert own.slabs
+
+
 def test_a_released_slab_lives_as_long_as_its_tensors(own: Any) -> None:
     with in_slabs():
         kept = empty(LIKE, (CELLS,)).fill_(7)

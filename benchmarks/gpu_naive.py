@@ -26,7 +26,7 @@ class Timing:
     positions: int = 0
     first: float = float("nan")  # cold: algorithms chosen, plans built
     seconds: list[float] = field(default_factory=list)
-    peak: int = 0  # most bytes of device memory, without weights and what other ways hold meanwhile
+    peak: int = 0  # most bytes of device memory, without the model's weights and what other ways hold meanwhile
 
     @property
     def median(self) -> float:
@@ -106,35 +106,46 @@ class Naive:
         self.image, self.everything, self.device = image, everything, device
         self.timing = Timing("eager")
         self.tried: dict[str, float] = {}
-        self.batch = batches[0]
+        self.untried: list[str] = []  # ways that there was no time for
+        self.batch, self.best = batches[0], float("inf")  # seconds per position
         self.rows = everything
         self.way: Callable[[Tensor], Tensor] = self.model
         self.graph_bytes = 0
 
-    def prepare(self, limit: float) -> None:
-        """Choose batch size and way, by time per position when warm; then how many positions to time, and warm up."""
-        deadline = time.perf_counter() + limit / 2
+    def choose(self, limit: float) -> None:
+        """Choose batch size and way, by time per position when warm; nothing new is begun after so many seconds."""
+        deadline = time.perf_counter() + limit
         eager: dict[int, float] = {}
         for batch in self.batches:
-            if eager and 4 * batch * min(eager.values()) > limit / 8:
-                break
+            if eager and 4 * batch * min(eager.values()) > limit / 4:
+                self.untried.append(f"batch {batch}")
+                continue
             try:
                 eager[batch] = self._try(self.everything[: 2 * batch], batch)
             except torch.OutOfMemoryError:
                 break
         self.batch = min(eager, key=lambda batch: eager[batch])
         self.tried = {f"eager, batch {batch}": seconds for batch, seconds in eager.items()}
-        best = eager[self.batch]
+        self.best = eager[self.batch]
         for name, make in (("CUDA graph", self._graph), ("torch.compile", self._compiled)):
             if self.device.type == "cuda" and time.perf_counter() < deadline:
-                best = self._way(name, make, best)
-        affordable = int(limit / 2 / self.rounds / best)
+                self.best = self._way(name, make, self.best)
+            else:
+                self.untried.append(name)
+
+    def prepare(self, limit: float) -> None:
+        """Find out how many positions can be timed in so many seconds; warm up. After `choose`."""
+        affordable = int(limit / self.rounds / self.best)
         if affordable < len(self.everything):
             self.rows = self.everything[: max(affordable // self.batch, 1) * self.batch]
         self.timing.positions = len(self.rows)
         rest = len(self.rows) % self.batch
         if rest:
             self._run(self.rows[:rest], self.batch)
+
+    def results(self, positions: IntArray) -> Tensor:
+        """The model's for some positions; in the chosen way where they are as many as a batch."""
+        return self._run(positions, self.batch)
 
     def _way(self, name: str, make: Callable[[], Callable[[Tensor], Tensor]], best: float) -> float:
         """Try another way than the best so far, and keep it if it is faster; seconds per position of the best."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Report = dict[str, Any]
 
 CHECKED = ("network", "equal", "error", "change", "error without windows")
 WRONG = "wrong results"  # as Triton's kernels are said to give, where they do
+TIMED_ERROR = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}  # of what is timed, at most, as a share of the results
 COLUMNS = (
     "network", "precision", "how", "timed", "first s", "capture s", "graphs", "map s", "naive s", "ratio (range)",
-    "bound", "batches", "peak GiB", "naive GiB", "16 positions",
+    "bound", "batches", "peak GiB", "naive GiB", "16 positions", "error (change)",
 )  # fmt: skip
 
 
@@ -29,8 +31,14 @@ def passed(report: Report) -> bool:
         WRONG in kernels.get("triton", ""),
         any(row["wrong"] for row in report.get("ops", [])),
         any(row["status"] != "ok" for row in networks),
+        not all(_equal(row, run) for row in report.get("timings", []) for run in row.get("incremental", [])),
     ]
     return not any(wrong)
+
+
+def _equal(row: Report, run: Report) -> bool:
+    """True if what was timed was compared with full inference, and is equal up to the precision's rounding."""
+    return bool(run.get("error", math.nan) <= TIMED_ERROR[row["precision"]])
 
 
 def table(report: Report) -> str:
@@ -94,7 +102,9 @@ def _kinds(row: Report) -> str:
 def _cells(row: Report) -> list[list[str]]:
     naive, few = row["naive"], row.get("interactive")
     speed = f"{_timed(naive, row)}{naive['name']}, batch {naive['batch']}, {naive['tflops']:.2g} TFLOP/s"
-    interactive = "" if few is None else f"{few['share']:.2f} of naive ({1000 * few['incremental']:.1f} ms)"
+    if naive.get("untried"):
+        speed += f"; not tried: {', '.join(naive['untried'])}"
+    interactive = "" if few is None else f"{few['share']:.2f} of naive, eager ({1000 * few['incremental']:.1f} ms)"
     return [
         [
             row["network"],
@@ -111,9 +121,16 @@ def _cells(row: Report) -> list[list[str]]:
             f"{run['peak'] / 2**30:.1f}",
             f"{naive['peak'] / 2**30:.1f}",
             interactive if run is row["incremental"][0] else "",
+            _compared(row, run),
         ]
         for run in row["incremental"]
     ]
+
+
+def _compared(row: Report, run: Report) -> str:
+    if "error" not in run:
+        return "not compared"
+    return f"{'' if _equal(row, run) else 'WRONG: '}{run['error']:.1e} ({run['change']:.1e})"
 
 
 def _graphs(found: Report | None) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from unittest import mock
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,7 +125,8 @@ def _time_network(
     image = torch.randn(inc.plan.input_shape, generator=torch.Generator().manual_seed(1))
     image = image.to(device, next(model.parameters()).dtype)
     naive = Naive(model, image, everything, device, settings.patch, settings.batches, settings.rounds)
-    share = (deadline - time.perf_counter()) / (len(settings.variants) + 1)
+    naive.choose((deadline - time.perf_counter()) / 2)
+    share = max(deadline - time.perf_counter(), settings.limit / 4) / (len(settings.variants) + 1)
     naive.prepare(share)
     runs = [Incremental(inc, image, everything, device, variant, settings) for variant in settings.variants]
     runs = [run for run in runs if run.prepare(share)]
@@ -136,9 +138,12 @@ def _time_network(
         for run in runs:
             run.round()
         best = naive.timing.median
-        own = {"batch": naive.batch, "tried": naive.tried, "tflops": flops / best}
+        own = {"batch": naive.batch, "tried": naive.tried, "untried": naive.untried, "tflops": flops / best}
         found.update(naive=_numbers(naive.timing) | own, incremental=[_against(naive, run) for run in runs])
         save()
+    for run, numbers in zip(runs, found["incremental"], strict=True):
+        numbers.update(run.compared(naive))
+    save()
     few = min(16, len(everything))
     ours, theirs = runs[0].few(few), naive.few(few)
     found["interactive"] = {"positions": few, "naive": theirs, "incremental": ours, "share": ours / theirs}
@@ -161,6 +166,20 @@ def _numbers(timing: Timing) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def copied_weights(model: nn.Module, *parts: nn.Module) -> int:
+    """Bytes of the parts' weights that are not the model's own, but laid out or rounded anew."""
+    own, made = (
+        {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in _weights(module)}
+        for module in (model, nn.ModuleList(parts))
+    )
+    return sum(size for address, size in made.items() if address not in own)
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """All that are in memory of the usual layout: what oneDNN packs on a CPU has no address."""
+    yield from (value for value in (*module.parameters(), *module.buffers()) if not value.is_mkldnn)
+
+
 class Incremental:
     """Materialisation, scheduling and all queries of a compiled model, in one setting."""
 
@@ -178,6 +197,7 @@ class Incremental:
         self.timing = Timing(variant.name)
         self.batches = 0
         self.sample: Sample | None = None
+        self.result: Tensor | None = None  # of the last run
 
     def prepare(self, limit: float) -> bool:
         """Find out by a few batches how many positions can be timed; warm up. False where memory does not suffice."""
@@ -204,8 +224,24 @@ class Incremental:
             self.inc.drop_base()  # it counts: what is made anew does
             resting = reset_peak(self.device)
             self.timing.seconds.append(self._run(self.sample))
-            used = peak(self.device, resting) + self.inc.executor().held  # that CUDA graphs hold meanwhile
+            runner = self.inc.executor()  # holds CUDA graphs meanwhile
+            used = peak(self.device, resting) + runner.held + copied_weights(self.inc.model, runner.front, runner.tail)
         self.timing.peak = max(self.timing.peak, used)
+
+    def compared(self, naive: Naive) -> dict[str, float]:
+        """What was timed last against full inference of as many positions as a naive batch has, all over the map.
+
+        Returns:
+            The largest error, and by how much results differ between positions; as shares of the largest result.
+        """
+        assert self.sample is not None
+        assert self.result is not None
+        picked = np.linspace(0, len(self.sample.rows) - 1, min(naive.batch, len(self.sample.rows))).astype(np.int64)
+        want = naive.results(self.sample.positions[picked]).double()
+        got = self.result[torch.from_numpy(picked).to(self.result.device)].double()
+        scale = want.abs().max()
+        change = (want - want.mean(0)).abs().max() / scale
+        return {"error": float((got - want).abs().max() / scale), "change": float(change)}
 
     def graphs(self) -> dict[str, Any] | None:
         """CUDA graphs: how many, seconds that capturing took in all, bytes; times without and with, if measured."""
@@ -239,5 +275,5 @@ class Incremental:
         """Seconds of the whole map: materialisation and scheduling as they are, the queries scaled up."""
         with sample.scheduled():
             fixed, _ = timed(self.device, lambda: self.inc.materialize(self.image))
-            rest, _ = timed(self.device, lambda: self.inc.forward_patches(0.0, sample.positions))
+            rest, self.result = timed(self.device, lambda: self.inc.forward_patches(0.0, sample.positions))
         return fixed + sample.scheduling + (rest - sample.scheduling) * sample.scale

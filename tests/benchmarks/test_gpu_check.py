@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts, gpu_table
+from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts, gpu_table, gpu_timing
 from benchmarks.gpu_equivalence import Verdict
 from benchmarks.gpu_naive import Naive
 from benchmarks.maps import positions_of
@@ -71,6 +71,9 @@ def test_quick_on_the_cpu(tmp_path: Path) -> None:
             assert times["timed"] > 0
             assert times["seconds"] > 0
         assert timing["interactive"]["share"] > 0
+        assert timing["naive"]["untried"] == ["CUDA graph", "torch.compile"], "on a CPU"
+        for ours in timing["incremental"]:
+            assert ours["error"] < min(0.05, ours["change"])
     assert report["bandwidths"][0]["ratio"] > 0
     assert "cuda-bindings" in report["kernels"]["error"]
     assert "there is no kernel for it" in report["kernels"]["triton"]
@@ -128,6 +131,11 @@ GOOD: dict[str, Any] = {
         ({"ops": [{"wrong": 1}]}, False),
         ({"networks": [{"status": "void"}]}, False),
         ({"failures": {"ops": "exit code 1"}}, False),
+        ({"timings": [{"precision": "tf32", "incremental": [{"error": 5e-3}]}]}, True),
+        ({"timings": [{"precision": "tf32", "incremental": [{"error": 5e-3}, {"error": 2e-2}]}]}, False),
+        ({"timings": [{"precision": "bfloat16", "incremental": [{"error": 2e-2}]}]}, True),
+        ({"timings": [{"precision": "bfloat16", "incremental": [{"error": float("nan")}]}]}, False),
+        ({"timings": [{"precision": "bfloat16", "incremental": [{}]}]}, False),
     ],
 )
 def test_what_passes(other: dict[str, Any], good: bool) -> None:
@@ -286,3 +294,35 @@ def test_the_baseline_is_the_fastest_way_that_works(factor: float | None, monkey
     assert (naive.way is eager) == (not kept)
     assert naive.timing.name == ("another" if kept else "eager")
     assert len(naive.tried) == 1
+
+
+def test_results_that_were_timed_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of another map are found."""
+    args = gpu_check._arguments(["--device", "cpu", "--quick", "--networks", "tiny", "--precisions", "float32"])
+    compared, off = gpu_timing.Incremental.compared, [0.0]
+
+    def broken(self: Any, naive: Naive) -> dict[str, float]:
+        self.result = self.result + off[0]
+        return compared(self, naive)
+
+    monkeypatch.setattr(gpu_timing.Incremental, "compared", broken)
+    for value, equal in ((0.0, True), (1.0, False)):
+        off[0] = value
+        found: dict[str, Any] = {}
+        gpu_parts.run_part("tiny", args, 60.0, found.update)
+        assert gpu_table.passed({"options": {"device": "cpu"}, "failures": {}} | found) == equal
+        (row,) = found["timings"]
+        cells = gpu_table._cells(row)
+        assert all(cell[-1].startswith("WRONG: ") != equal for cell in cells)
+        assert all("not tried: CUDA graph, torch.compile" in cell[8] for cell in cells)
+        assert all(len(cell) == len(gpu_table.COLUMNS) for cell in cells)
+
+
+def test_copies_of_weights_count_once() -> None:
+    model, part = torch.nn.Linear(4, 3), torch.nn.Module()
+    part.register_buffer("same", model.weight.data)
+    assert gpu_timing.copied_weights(model, part) == 0
+    part.register_buffer("packed", model.weight.detach().clone())
+    other = torch.nn.Module()
+    other.register_buffer("shared", part.packed)
+    assert gpu_timing.copied_weights(model, part, other) == 4 * 3 * 4

@@ -35,7 +35,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("size", [(31, 34), (30, 33), (29, 35)])
-@pytest.mark.parametrize(("ours", "theirs", "rest"), CALLS, ids=str)
+@pytest.mark.parametrize(("ours", "theirs", "rest"), CALLS, ids=[f"{theirs} {rest}" for _, theirs, rest in CALLS])
 def test_pools(ours: Any, theirs: Any, rest: tuple[Any, ...], size: tuple[int, int], inside: bool, own: Any) -> None:
     image = noise((4, 40, *size)).to(memory_format=torch.channels_last)
     want = theirs(image, *rest)

@@ -254,7 +254,6 @@ def test_models_without_scores_have_no_heatmap(tmp_path: Path) -> None:
         ({"positions": [[0, 0]], "patch": np.zeros((1, 3, *PATCH), np.float32)}, ["(1, 3, 6, 5)", "one patch"]),
         ({"positions": [[0, 0]], "image": noise((2, *SHAPE))}, ["batch of 2", "one image"]),
     ],
-    ids=str,
 )  # fmt: skip
 def test_bad_experiments_are_named(pair: Any, given: dict[str, Any], parts: list[str]) -> None:
     usual = {"image": noise(SHAPE), "patch": np.zeros((3, *PATCH), np.float32)} | given

@@ -38,7 +38,7 @@ def test_as_the_model_under_autocast(name: str, dtype: torch.dtype, policy: Any,
     inc.materialize(image)
     inc.forward_patches(0.0, [[1, 2]])  # lowered graphs are made
     positions = np.random.default_rng(seed).integers(-2, 14, (40, 2))
-    patches = noise((40, shape[0], *network.patch), size=3.0)
+    patches = noise((40, shape[0], *network.patch), size=8.0)
     images = paste(image[None].expand(40, *shape), patches, positions)
     with torch.no_grad(), autocast(dtype):
         assert_same(inc(images), model(images))

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from kcompile.cuda_ops import reference
-from kcompile.cuda_ops.launch import Launcher, launcher
+from kcompile.cuda_ops.launch import Launcher, launcher, or_reference
 from kcompile.cuda_ops.packing import AXES, LIMIT, Frame, Source, widest
 
 
+@or_reference(reference.gather)
 def gather(base: Tensor, origins: Tensor, extent: list[int]) -> Tensor:
     """See `reference.gather`."""
     made = _windows(Source(base, origins=origins), origins.shape[0], extent)
     return reference.gather(base, origins, extent) if made is None else made
 
 
+@or_reference(reference.superimpose)
 def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
     """See `reference.superimpose`."""
     source = Source(window.movedim(1, -1), patch, offsets=offsets)
@@ -26,12 +28,14 @@ def superimpose(window: Tensor, patch: Tensor, offsets: Tensor) -> Tensor:
     return reference.superimpose(window, patch, offsets) if made is None else made
 
 
+@or_reference(reference.gather_superimpose)
 def gather_superimpose(base: Tensor, patch: Tensor, origins: Tensor, offsets: Tensor, extent: list[int]) -> Tensor:
     """See `reference.gather_superimpose`."""
     made = _windows(Source(base, patch, origins, offsets), origins.shape[0], extent)
     return reference.gather_superimpose(base, patch, origins, offsets, extent) if made is None else made
 
 
+@or_reference(reference.crop)
 def crop(window: Tensor, start: Tensor, at: Tensor, size: list[int], stride: list[int], shift: list[int]) -> Tensor:
     """See `reference.crop`."""
     source = Source(window.movedim(1, -1), start=start, at=at, stride=stride, shift=shift)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kcompile.cuda_ops import cuda_reads, linear
+from kcompile.cuda_ops.launch import or_reference
 from kcompile.cuda_ops.linear import Layer
 from kcompile.cuda_ops.packing import MOST_BLOCKS, THREADS, Source, three, widest
 from kcompile.cuda_ops.reads import READS, Read, wide
@@ -17,6 +18,7 @@ SHARE = 32  # channels that a thread sums up
 _TAIL = Struct("@2Q 6I 4i")
 
 
+@or_reference(linear.read_linear)
 def read_linear(*given: Any) -> Tensor:
     """See `linear.read_linear`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kcompile.cuda_ops import reads
 from kcompile.cuda_ops.cuda import usable
-from kcompile.cuda_ops.launch import Launcher
+from kcompile.cuda_ops.launch import Launcher, or_reference
 from kcompile.cuda_ops.packing import Frame, Source, three, widest
 from kcompile.cuda_ops.reads import READS, Join, Part, Pool, Read
 
@@ -56,6 +56,7 @@ class Kernel:
         self.run.launch(name, defines, self.frame.grid(self.per, items), argument)
 
 
+@or_reference(reads.read_activated)
 def read_activated(*given: Any) -> Tensor:
     """See `reads.read_activated`."""
     read = Read(*given)
@@ -68,6 +69,7 @@ def read_activated(*given: Any) -> Tensor:
     return out.movedim(-1, 1)
 
 
+@or_reference(reads.read_pooled)
 def read_pooled(*given: Any) -> Tensor:
     """See `reads.read_pooled`."""
     read, pool = Read(*given[:READS]), Pool(*given[READS:])
@@ -82,6 +84,7 @@ def read_pooled(*given: Any) -> Tensor:
     return out.movedim(-1, 1)
 
 
+@or_reference(reads.read_mean)
 def read_mean(*given: Any) -> Tensor:
     """See `reads.read_mean`."""
     *reading, sums = given
@@ -98,6 +101,7 @@ def read_mean(*given: Any) -> Tensor:
     return out
 
 
+@or_reference(reads.read_joined)
 def read_joined(*given: Any) -> Tensor:
     """See `reads.read_joined`: a sum is one launch, a concatenation one for each window."""
     join = Join.of(*given)
@@ -117,6 +121,7 @@ def read_joined(*given: Any) -> Tensor:
     return out.movedim(-1, 1)
 
 
+@or_reference(reads.ended)
 def ended(result: Tensor, bias: Tensor | None, other: Tensor | None, low: float, high: float) -> Tensor:
     """See `reads.ended`."""
     parts = [Part(None, result, bias, -inf, inf, None, None)]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from functools import cache
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 
 from kcompile.cuda_ops.nvrtc import Defines, NvrtcError, compiled
 from kcompile.cuda_ops.packing import THREADS
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Launcher(Protocol):
@@ -24,6 +29,10 @@ class Launcher(Protocol):
             defines: Macros that it is compiled with.
             grid: Blocks along x and y.
             argument: Its only parameter, a struct.
+
+        Raises:
+            NvrtcError: The kernel can't be built for the device.
+            RuntimeError: The driver refuses the launch, or memory is short.
         """
 
 
@@ -46,6 +55,25 @@ def _launcher(index: int) -> Launcher | None:
         return None
 
 
+def or_reference(reference: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorates an op by kernels: where one of them can't be built for the device, the reference runs.
+
+    Args:
+        reference: Does the same in PyTorch's own ops.
+    """
+
+    def decorate(by_kernel: Callable[P, T]) -> Callable[P, T]:
+        @wraps(by_kernel)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with suppress(NvrtcError):  # the launcher has warned of it
+                return by_kernel(*args, **kwargs)
+            return reference(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 class DriverLauncher:
     """Kernels of one device, compiled and loaded at first use."""
 
@@ -64,6 +92,14 @@ class DriverLauncher:
         major, minor = torch.cuda.get_device_capability(index)
         self.capability = 10 * major + minor
         self.functions: dict[tuple[str, Defines], Any] = {}
+        self.failures: dict[tuple[str, Defines], str] = {}  # nothing is compiled in vain twice
+        try:
+            self._prepare()
+        except RuntimeError as error:
+            raise NvrtcError(str(error)) from error
+
+    def _prepare(self) -> None:
+        driver, index = self.driver, self.index
         self._checked(driver.cuInit(0))
         (device,) = self._checked(driver.cuDeviceGet(index))
         (self.context,) = self._checked(driver.cuDevicePrimaryCtxRetain(device))
@@ -71,7 +107,7 @@ class DriverLauncher:
 
     def launch(self, name: str, defines: Defines, grid: tuple[int, int], argument: bytes) -> None:
         """See `Launcher`."""
-        function = self.functions.get((name, defines)) or self._load(name, defines)
+        function = self.functions.get((name, defines)) or self._built(name, defines)
         buffer = ctypes.create_string_buffer(argument, len(argument))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
         stream = torch.cuda.current_stream(self.index).cuda_stream
@@ -85,12 +121,31 @@ class DriverLauncher:
         finally:
             self._leave(pushed)
 
+    def _built(self, name: str, defines: Defines) -> Any:
+        """A kernel that was not used before; NvrtcError, with one warning per kernel, where it can't be built."""
+        if (name, defines) in self.failures:
+            raise NvrtcError(self.failures[name, defines])
+        try:
+            return self._load(name, defines)
+        except NvrtcError as error:
+            self.failures[name, defines] = str(error)
+            warnings.warn(
+                f"kcompile's CUDA kernel {name!r} can't be used, slower PyTorch ops run in its place: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            raise
+
     def _load(self, name: str, defines: Defines) -> Any:
         code = compiled(name, defines, self.capability)
         pushed = self._enter()
         try:
             (module,) = self._checked(self.driver.cuModuleLoadData(code))
             (function,) = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
+        except RuntimeError as error:
+            if "out of memory" in str(error):  # there may be enough another time
+                raise
+            raise NvrtcError(f"the device does not load it: {error}") from error
         finally:
             self._leave(pushed)
         self.functions[name, defines] = function
@@ -109,8 +164,8 @@ class DriverLauncher:
             self._checked(self.driver.cuCtxPopCurrent())
 
     def _checked(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What follows the status of a call."""
+        """What follows the status of a call; RuntimeError where it failed."""
         status, *rest = answer
         if int(status) != 0:
-            raise NvrtcError(f"CUDA driver: {self.driver.cuGetErrorString(status)[1].decode()}")
+            raise RuntimeError(f"CUDA driver: {self.driver.cuGetErrorString(status)[1].decode()}")
         return tuple(rest)

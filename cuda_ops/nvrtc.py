@@ -15,6 +15,7 @@ from kcompile.cuda_ops import kept
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("--std=c++17", "--fmad=false")  # products and sums round one by one, as on the CPU
+TEGRA = frozenset({32, 53, 62, 72, 87, 88, 101, 110})  # their machine code is for them alone, theirs no other's
 Defines: TypeAlias = tuple[tuple[str, str | int], ...]
 
 
@@ -105,16 +106,22 @@ def _nvrtc() -> Any:
 def target_of(capability: int) -> str:
     """What to compile for: machine code for the device, or PTX where this NVRTC is older than the device.
 
+    Code for an older device of the same generation runs too, if neither of both is a Tegra (CUDA's programming guide,
+    "Binary Compatibility").
+
     Raises:
         NvrtcError: NVRTC is missing, or doesn't compile for a device so old.
     """
     nvrtc = _nvrtc()
     (known,) = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
-    usable = [arch for arch in known if arch <= capability]
+    if capability in known:
+        return f"sm_{capability}"
+    usable = [arch for arch in known if arch < capability and arch not in TEGRA]
     if not usable:
         raise NvrtcError(f"NVRTC compiles for compute capability {min(known) / 10} or later, not for {capability / 10}")
     best = max(usable)
-    return f"sm_{best}" if best // 10 == capability // 10 else f"compute_{best}"
+    alike = best // 10 == capability // 10 and capability not in TEGRA
+    return f"sm_{best}" if alike else f"compute_{best}"
 
 
 def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -102,6 +102,21 @@ def current() -> object:
     return torch.cuda.current_stream().cuda_stream
 
 
+def switches() -> tuple[object, ...]:
+    """What PyTorch's products and convolutions obey beside their arguments; a graph keeps that of its capture."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return (
+        matmul.fp32_precision,
+        cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        cudnn.enabled,
+        cudnn.benchmark,
+        cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
 def _own_stream(owner: Captures) -> torch.cuda.Stream:
     """A stream of its device that no other one has.
 

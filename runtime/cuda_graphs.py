@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -42,11 +43,11 @@ class _Kept:
 
 @dataclass
 class _Seen:
-    """A kind of batch: how often it came, and what its results are like."""
+    """A kind of batch: how often it came, what its results are like, and with how large base tensors it was refused."""
 
     outputs: tuple[Tensor, ...]
     count: int = 1
-    refused: bool = False
+    refused: float = inf
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Graphed:
         largest: Queries in a batch, at most, as far as is known.
         most: Graphs at a time; 0 once they were given up.
         seconds: Of the host's clock, that capturing took in all.
+        switches: The settings that products and convolutions obey: a graph keeps those that it was captured under.
     """
 
     front: fx.GraphModule
@@ -74,6 +76,7 @@ class Graphed:
     largest: int = 0
     most: int = MOST
     seconds: float = 0.0
+    switches: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         """Nothing is captured yet."""
@@ -88,7 +91,7 @@ class Graphed:
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
         """The front's results, in tensors of their own."""
         with self.lock, _apart(args):
-            key = tuple(_kind(arg) for arg in args)
+            key = self._key(args)
             if self._has(key, args):
                 return self._replayed(key, args)
         outputs: tuple[Tensor, ...] = self.front(*args)
@@ -101,7 +104,7 @@ class Graphed:
     def captured(self, args: Sequence[Any]) -> bool:
         """Capture a kind of batch that came before, if that is possible."""
         with self.lock, _apart(args):
-            return self._has(tuple(_kind(arg) for arg in args), args)
+            return self._has(self._key(args), args)
 
     def drop(self) -> None:
         """Give all memory back; kinds that come again are captured anew."""
@@ -138,9 +141,11 @@ class Graphed:
         """
         if self.home not in (None, stream := (self.stream(),)):
             return False
+        if key in self.kept and self._bases_fit(args):
+            return True
         seen = self.seen.get(key)
-        if key in self.kept or seen is None or seen.refused or not self.most:
-            return key in self.kept
+        if seen is None or self._base_bytes(args) >= seen.refused or not self.most:
+            return False
         self.home, seen.count = stream, seen.count + 1
         return self._room(seen.count) and self._new(key, args, seen)
 
@@ -149,7 +154,7 @@ class Graphed:
         try:
             return self._captured(key, args, seen)
         except MemoryBudgetError:
-            seen.refused = True
+            seen.refused = self._base_bytes(args)
         except RuntimeError as error:  # an op that waits for the device can't be captured
             if not is_out_of_memory(error):
                 warnings.warn(f"this front can't run as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
@@ -172,8 +177,8 @@ class Graphed:
         like, device = [*given, *seen.outputs], given[0].device
         rows, total = max(len(given[0]), 1), layout([*given, *seen.outputs])[1]
         size = max(total, -(-total * max(self.largest, rows) // rows))
-        bases = sum(nbytes(arg) for arg, is_base in zip(args, self.is_base, strict=True) if is_base)
-        self.pool.check(block=size if total > self.pool.size else 0, bases=bases, graphs=self.in_flight(rows))
+        block = size if total > self.pool.size else 0
+        self.pool.check(block=block, bases=self._base_bytes(args), graphs=self.in_flight(rows))
         if total > self.pool.size:
             self._drop_graphs()  # they use the old block
             self.pool.grow(size, device)
@@ -189,15 +194,15 @@ class Graphed:
         return True
 
     def _recorded(self, args: Sequence[Any], inputs: list[Tensor], outputs: list[Tensor]) -> Replay:
-        bases, others = iter(self.pool.bases), iter(inputs)
+        bases, others, front = iter(self.pool.bases), iter(inputs), self.front
         own = [
             (next(bases) if is_base else next(others)) if isinstance(arg, Tensor) else arg
             for arg, is_base in zip(args, self.is_base, strict=True)
         ]
         start = time.perf_counter()
         # Kernels that addresses make others are compiled here: capturing can't wait for that.
-        wanted: Sequence[Tensor] = self.capture.rehearsed(lambda: self.front(*own))
-        replay, taken = self.capture(lambda: _copy(outputs, list(self.front(*own))))
+        wanted: Sequence[Tensor] = self.capture.rehearsed(lambda: front(*own))
+        replay, taken = self.capture(lambda: _copy(outputs, list(front(*own))))
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else 1)
         replay()
@@ -208,15 +213,34 @@ class Graphed:
         return replay
 
     def _take_bases(self, args: Sequence[Any]) -> None:
-        """Copy base tensors that are others than the last time."""
-        given = [arg for arg, is_base in zip(args, self.is_base, strict=True) if is_base]
-        if [base.shape for base in given] != [base.shape for base in self.pool.bases]:
-            self._drop_graphs()  # they read another number of images
+        """Copy base tensors that are others than the last time; fewer than there were leave the rest as it is."""
+        given = self._bases(args)
+        if not self._bases_fit(args):
+            self._drop_graphs()  # they read the old copies
             self.pool.copy_bases(given)
             self.sources = list(map(ref, given))
         changed = [i for i, base in enumerate(given) if base is not self.sources[i]()]
-        _copy([self.pool.bases[i] for i in changed], [given[i] for i in changed])
+        _copy([self.pool.bases[i][: len(given[i])] for i in changed], [given[i] for i in changed])
         self.sources = list(map(ref, given))
+
+    def _key(self, args: Sequence[Any]) -> object:
+        """A batch's kind: what a graph is fixed to. Not the number of base images, as queries tell theirs by number."""
+        kinds = (_kind(arg, int(is_base)) for arg, is_base in zip(args, self.is_base, strict=True))
+        return (*kinds, self.switches())
+
+    def _bases(self, args: Sequence[Any]) -> list[Tensor]:
+        return [arg for arg, is_base in zip(args, self.is_base, strict=True) if is_base]
+
+    def _base_bytes(self, args: Sequence[Any]) -> int:
+        return sum(map(nbytes, self._bases(args)))
+
+    def _bases_fit(self, args: Sequence[Any]) -> bool:
+        """True if the copies have room for these base tensors."""
+        copies, given = self.pool.bases, self._bases(args)
+        return len(copies) == len(given) and all(
+            copy.shape[1:] == base.shape[1:] and len(copy) >= len(base)
+            for copy, base in zip(copies, given, strict=True)
+        )
 
     def _others(self, args: Sequence[Any]) -> list[Tensor]:
         pairs = zip(args, self.is_base, strict=True)
@@ -235,10 +259,10 @@ def _apart(args: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def _kind(arg: Any) -> object:
-    """What a graph is fixed to: sizes of tensors, and all numbers."""
+def _kind(arg: Any, first: int) -> object:
+    """What a graph is fixed to: sizes of tensors, from a dimension on, and all numbers."""
     if isinstance(arg, Tensor):
-        return (tuple(arg.shape), arg.dtype)
+        return (tuple(arg.shape[first:]), arg.dtype)
     return tuple(arg) if isinstance(arg, list) else arg
 
 

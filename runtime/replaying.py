@@ -22,7 +22,7 @@ from kcompile.core.region import Region
 from kcompile.cuda_ops.tuning import Times, Tuner, tuner
 from kcompile.runtime.buckets import buckets
 from kcompile.runtime.budget import largest as fitting
-from kcompile.runtime.captures import Captures, cleans_up, current
+from kcompile.runtime.captures import Captures, cleans_up, current, switches
 from kcompile.runtime.choice import Choice
 from kcompile.runtime.cuda_graphs import ERROR, Graphed
 from kcompile.runtime.pool import SHARE, Pool
@@ -143,7 +143,8 @@ def replaying(
     if device.type != "cuda" or ENABLED is False or (ENABLED is None and not cleans_up()):
         return None
     pool = Pool(None if budget is None else budget // SHARE)
-    return Replaying(Graphed(front, Captures(), current, pool, in_flight), lambda: tuner(device), ENABLED is True)
+    graphed = Graphed(front, Captures(), current, pool, in_flight, switches=switches)
+    return Replaying(graphed, lambda: tuner(device), ENABLED is True)
 
 
 def work(choice: Choice, regions: Sequence[Region], batches: Sequence[IntArray]) -> float:

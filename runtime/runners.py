@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import fx
@@ -79,12 +80,8 @@ class Runners:
         made = self._executor(lowered.front, lowered.tail, self.full(), GPU)
         made.derived, made.tabled = lowered.derived, True
         if self.surplus:
-            made.replaying = replaying.replaying(
-                made.front,
-                inc._like.device,
-                inc.memory_budget,
-                lambda rows: 0 if made.budget is None else made.needs(plan.patch_shape).front.peak(rows),
-            )
+            in_flight = _in_flight(ref(made), plan.patch_shape)
+            made.replaying = replaying.replaying(made.front, inc._like.device, inc.memory_budget, in_flight)
         return made
 
     def as_emitted(self, autocast: torch.dtype | None) -> Executor:
@@ -145,3 +142,16 @@ class Runners:
         """Most bytes of patches to make at a time, where they differ by position."""
         budget = self.inc.memory_budget
         return CHUNK_BYTES if budget is None else min(CHUNK_BYTES, budget // (4 * RESERVE))
+
+
+def _in_flight(executor: ReferenceType[Executor], patch: tuple[int, ...]) -> Callable[[int], int]:
+    """What gives the bytes that so many queries have in flight, under a budget; without one they don't matter.
+
+    By a weak reference: what holds CUDA graphs must go when its executor does, not when Python finds a cycle.
+    """
+
+    def bytes_of(rows: int) -> int:
+        found = executor()
+        return 0 if found is None or found.budget is None else found.needs(patch).front.peak(rows)
+
+    return bytes_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kcompile.cuda_ops import cuda, kept, launch, nvrtc, reference
+from kcompile.cuda_ops import cuda, cuda_reads, kept, launch, nvrtc, reads, reference
 from tests.cuda_ops.test_ops import arguments, random_geometry
 
 WINDOWS = [(("UNIT_BYTES", unit), ("SPATIAL_AXES", axes)) for unit, axes in ((16, 2), (8, 1), (4, 3), (2, 2), (1, 1))]
@@ -62,6 +62,28 @@ def test_a_device_newer_than_nvrtc_gets_ptx(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_device_older_than_nvrtc_is_named() -> None:
     with pytest.raises(nvrtc.NvrtcError, match=r"7\.5 or later, not for 3\.5"):
         nvrtc.compiled("windows", ONE, 35)
+
+
+@pytest.mark.parametrize(
+    ("known", "capability", "target"),
+    [
+        ((80, 90, 100, 101), 101, "sm_101"),
+        ((80, 90, 100, 101), 103, "sm_100"),
+        ((80, 86, 87), 89, "sm_86"),
+        ((80, 86, 89), 87, "compute_86"),
+        ((80, 90, 100, 101), 120, "compute_100"),
+        ((87, 110), 120, None),
+    ],
+)
+def test_code_of_a_tegra_is_for_it_alone(
+    known: tuple[int, ...], capability: int, target: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: SimpleNamespace(nvrtcGetSupportedArchs=lambda: (0, list(known))))
+    if target is not None:
+        assert nvrtc.target_of(capability) == target
+        return
+    with pytest.raises(nvrtc.NvrtcError, match=r"not for 12\.0"):
+        nvrtc.target_of(capability)
 
 
 @needs_nvrtc
@@ -137,11 +159,16 @@ class FakeDriver:
 
     def __init__(self, current: int) -> None:
         self.stack, self.calls = [current], []
+        self.failing: dict[str, bytes] = {}  # what is said where a call fails
 
     def __getattr__(self, name: str) -> Any:
         def call(*given: Any) -> tuple[Any, ...]:
             self.calls.append(name)
+            if name in self.failing:
+                return (1,)
             match name:
+                case "cuGetErrorString":
+                    return 0, next(iter(self.failing.values()))
                 case "cuCtxPushCurrent":
                     self.stack.append(given[0])
                 case "cuCtxPopCurrent":
@@ -157,16 +184,20 @@ class FakeDriver:
         return call
 
 
-@needs_nvrtc
-@pytest.mark.parametrize("current", [77, 0])
-def test_the_devices_context_is_current_and_then_the_old_one(current: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = FakeDriver(current)
+def launcher_on(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> launch.DriverLauncher:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
     monkeypatch.setattr("cuda.bindings.driver", driver, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=3))
     monkeypatch.setattr(kept, "folder", lambda: None)
-    run = launch.DriverLauncher(0)
+    return launch.DriverLauncher(0)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("current", [77, 0])
+def test_the_devices_context_is_current_and_then_the_old_one(current: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(current)
+    run = launcher_on(driver, monkeypatch)
     run.launch("windows", ONE, (1, 1), b"x" * 8)
     assert driver.stack == [current]
     assert driver.calls.count("cuModuleLoadData") == 1
@@ -182,3 +213,51 @@ def test_without_cuda_bindings_the_reference_runs_after_one_warning(monkeypatch:
         assert torch.equal(cuda.gather_superimpose(*given), reference.gather_superimpose(*given))
     assert torch.equal(cuda.gather_superimpose(*given), reference.gather_superimpose(*given))
     launch._launcher.cache_clear()
+
+
+@needs_nvrtc
+def test_a_kernel_that_cannot_be_built_is_replaced_by_the_reference(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Others go on; it is compiled in vain once, with one warning."""
+    run, compiled = launcher_on(FakeDriver(77), monkeypatch), []
+
+    def refused(name: str, defines: nvrtc.Defines, target: str) -> bytes:
+        compiled.append(name)
+        raise nvrtc.NvrtcError("no room for registers")
+
+    monkeypatch.setattr(nvrtc, "compile_source", refused)
+    monkeypatch.setattr(cuda, "launcher", lambda _: run)
+    g = random_geometry(2)
+    given = (g.base, g.patch, None, -1.0, 1.0, g.origins, g.offsets, g.extent)
+    with pytest.warns(RuntimeWarning, match="kernel 'activated' can't be used.*no room for registers"):
+        assert torch.equal(cuda_reads.read_activated(*given), reads.read_activated(*given))
+    assert torch.equal(cuda_reads.read_activated(*given), reads.read_activated(*given))
+    assert compiled == ["activated"]
+    run.launch("windows", ONE, (1, 1), b"x" * 8)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("call", "said", "error", "loads"),
+    [
+        ("cuModuleLoadData", b"device kernel image is invalid", nvrtc.NvrtcError, 1),
+        ("cuModuleLoadData", b"out of memory", RuntimeError, 2),
+        ("cuLaunchKernel", b"an illegal memory access was encountered", RuntimeError, 1),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:kcompile's CUDA kernel")
+def test_errors_of_the_driver(
+    call: str, said: bytes, error: type[Exception], loads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that does not load is one that can't be built; else nothing else may run in its place."""
+    driver = FakeDriver(77)
+    run = launcher_on(driver, monkeypatch)
+    driver.calls.clear()
+    driver.failing[call] = said
+    for _ in range(2):
+        with pytest.raises(error, match=said.decode()) as raised:
+            run.launch("windows", WINDOWS[1], (1, 1), b"x" * 8)
+        assert isinstance(raised.value, nvrtc.NvrtcError) == (error is nvrtc.NvrtcError)
+    assert driver.calls.count("cuModuleLoadData") == loads
+    driver.failing.clear()
+    if error is not nvrtc.NvrtcError:
+        run.launch("windows", WINDOWS[1], (1, 1), b"x" * 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -149,10 +150,30 @@ def test_maps_of_several_images_replay(recorder: Recorder, seed: int) -> None:
 
 
 def test_another_number_of_base_images(recorder: Recorder, seed: int) -> None:
+    """More than before take new graphs, which then serve fewer, too."""
     inc = incremental(ready(network(), SHAPE), SHAPE, PATCH)
-    for images in (1, 2, 2, 1, 1):
+    for images in (1, 2, 2):
         check(inc, images)
-    assert recorder.replays
+    captures, replays = recorder.captures, recorder.replays
+    for images in (1, 2, 1, 2):
+        check(inc, images)
+    assert recorder.captures == captures
+    assert recorder.replays > replays
+
+
+def test_graphs_go_with_their_executor(recorder: Recorder, seed: int) -> None:
+    """At once, as they hold the device's memory: not when Python finds a cycle."""
+    inc = incremental(ready(network(), SHAPE), SHAPE, PATCH)
+    inc.memory_budget = 1 << 28
+    check(inc)
+    check(inc)
+    alive = [weakref.ref(inc.executor()), weakref.ref(graphed_of(inc)), weakref.ref(graphed_of(inc).pool)]
+    gc.disable()
+    try:
+        inc.runners.executors = {}
+        assert [one() for one in alive] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 def test_inference_mode_now_and_not_then(recorder: Recorder, seed: int) -> None:
@@ -352,6 +373,29 @@ def test_what_the_pool_refuses_runs_without(seed: int) -> None:
         assert float(run(torch.ones(300), base)[0][0]) == 2.0
     assert [len(kept.inputs[0]) for kept in run.kept.values()] == [30]
     assert recorder.captures == 1
+
+
+def test_what_is_refused_for_many_images_is_captured_for_fewer(seed: int) -> None:
+    """And graphs for fewer stay when there are too many once."""
+    front = torch.fx.symbolic_trace(lambda patches, base_x, index: (patches + base_x[index],))
+    run = Graphed(front, recorder := Recorder(), lambda: 0, Pool(4096))
+    few, many = torch.arange(100.0).view(2, 50), torch.arange(5000.0).view(100, 50)
+    for base, captures in ((many, 0), (many, 0), (few, 1), (many, 1), (few, 1)):
+        rows = torch.tensor([0, len(base) - 1])
+        (found,) = run(torch.ones(2, 50), base, rows)
+        assert torch.equal(found, base[rows] + 1)
+        assert recorder.captures == captures
+    assert recorder.replays == 3, "one checks the capture"
+
+
+def test_graphs_keep_to_the_switches_that_they_were_captured_under(seed: int) -> None:
+    state = [1.0]
+    front = torch.fx.symbolic_trace(lambda patches, base_x: (patches + base_x,))
+    run = Graphed(front, recorder := Recorder(), lambda: 0, switches=lambda: state[0])
+    for value, captures in ((1.0, 0), (1.0, 1), (2.0, 1), (2.0, 2), (1.0, 2), (2.0, 2)):
+        state[0] = value
+        run(torch.zeros(3), torch.ones(1))
+        assert recorder.captures == captures
 
 
 def test_more_memory_than_was_foreseen_gives_graphs_up(seed: int) -> None:

@@ -1,80 +1,37 @@
-"""The baseline on a device: full inference of every patched image, in the fastest way; clocks and peaks."""
+"""The baseline on a device: full inference of every patched image, in the fastest way."""
 
 from __future__ import annotations
 
 import copy
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import optimization
 
+from benchmarks.gpu_clock import OutOfTime, Timing, cudnn_benchmark, peak, reset_peak, time_limit, timed
 from benchmarks.maps import IntArray, occluded
 
 T = TypeVar("T")
 
 
-@dataclass
-class Timing:
-    """Times of one way of making a map, in seconds for the whole map (scaled up from ``positions`` timed ones)."""
-
-    name: str
-    positions: int = 0
-    first: float = float("nan")  # cold: algorithms chosen, plans built
-    seconds: list[float] = field(default_factory=list)
-    peak: int = 0  # most bytes of device memory, without the model's weights and what other ways hold meanwhile
-
-    @property
-    def median(self) -> float:
-        """Median of the rounds."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
-
-
-@contextmanager
-def cudnn_benchmark(on: bool) -> Iterator[None]:
-    """Inside, cudnn tries its algorithms at the first call of each shape, or not."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-def timed(device: torch.device, call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds on the host's clock, with all device work done before and after; and the result."""
-    synchronize(device)
-    start = time.perf_counter()
-    result = call()
-    synchronize(device)
-    return time.perf_counter() - start, result
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> int:
-    """Begin to watch the memory; the bytes that are held already."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def peak(device: torch.device, resting: int) -> int:
-    """Most bytes of device memory since, beyond those that were held."""
-    return torch.cuda.max_memory_allocated(device) - resting if device.type == "cuda" else 0
+def strongest(model: nn.Module) -> nn.Module:
+    """A channels-last copy; in float32 with batch norms folded into convolutions, as compiled modules have them."""
+    copied = copy.deepcopy(model)
+    if next(copied.parameters()).dtype is torch.float32:
+        try:
+            copied = optimization.fuse(copied)
+        except Exception as error:  # torch.fx does not trace every model
+            print(f"naive: norms are not folded: {type(error).__name__}: {str(error)[:300]}")
+    return copied.to(memory_format=torch.channels_last)
 
 
 class Naive:
-    """Full inference of every patched image: channels-last, cudnn.benchmark on, in the fastest of several ways.
+    """Full inference of every patched image: channels-last, norms folded, cudnn.benchmark on, the fastest of some ways.
 
     Eagerly in the best of some batch sizes, then with this size as a CUDA graph and by torch.compile. The patched
     images are made on the device, in one pass per batch.
@@ -93,7 +50,7 @@ class Naive:
         """Take what to time.
 
         Args:
-            model: The model, on the device; its channels-last copy runs.
+            model: The model, on the device; a copy of it runs (`strongest`).
             image: [C, H, W], on the device.
             everything: Positions [N, 2] of the map.
             device: Where to compute.
@@ -102,7 +59,7 @@ class Naive:
             rounds: How often all is timed.
         """
         self.patch, self.batches, self.rounds = patch, batches, rounds
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        self.model = strongest(model)
         self.image, self.everything, self.device = image, everything, device
         self.timing = Timing("eager")
         self.tried: dict[str, float] = {}
@@ -111,6 +68,7 @@ class Naive:
         self.rows = everything
         self.way: Callable[[Tensor], Tensor] = self.model
         self.graph_bytes = 0
+        self.peaks: dict[int, int] = {}
 
     def choose(self, limit: float) -> None:
         """Choose batch size and way, by time per position when warm; nothing new is begun after so many seconds."""
@@ -127,9 +85,10 @@ class Naive:
         self.batch = min(eager, key=lambda batch: eager[batch])
         self.tried = {f"eager, batch {batch}": seconds for batch, seconds in eager.items()}
         self.best = eager[self.batch]
-        for name, make in (("CUDA graph", self._graph), ("torch.compile", self._compiled)):
-            if self.device.type == "cuda" and time.perf_counter() < deadline:
-                self.best = self._way(name, make, self.best)
+        for name, make in (("CUDA graph", partial(self._graph, self.batch)), ("torch.compile", self._compiled)):
+            left = deadline - time.perf_counter()
+            if self.device.type == "cuda" and left > 0:
+                self.best = self._way(name, make, self.best, left)
             else:
                 self.untried.append(name)
 
@@ -147,15 +106,19 @@ class Naive:
         """The model's for some positions; in the chosen way where they are as many as a batch."""
         return self._run(positions, self.batch)
 
-    def _way(self, name: str, make: Callable[[], Callable[[Tensor], Tensor]], best: float) -> float:
+    def _way(self, name: str, make: Callable[[], Callable[[Tensor], Tensor]], best: float, limit: float) -> float:
         """Try another way than the best so far, and keep it if it is faster; seconds per position of the best."""
         before = self.way
         try:
-            self.way = make()
-            seconds = self._try(self.everything[: 2 * self.batch], self.batch)
-        except Exception as error:  # no C compiler for torch.compile, no memory for a graph: the baseline goes without
+            with time_limit(limit):
+                self.way = make()
+                seconds = self._try(self.everything[: 2 * self.batch], self.batch)
+        except (Exception, OutOfTime) as error:  # no C compiler, no memory for a graph, …: the baseline goes without
             print(f"naive, {name}: {type(error).__name__}: {str(error)[:300]}")
             seconds = float("inf")
+            if isinstance(error, OutOfTime):
+                self.untried.append(f"{name} ({error})")
+                torch.compiler.reset()
         self.tried[f"{name}, batch {self.batch}"] = seconds
         if seconds < best:
             self.timing.name = name
@@ -164,9 +127,9 @@ class Naive:
         return best
 
     @torch.inference_mode()
-    def _graph(self) -> Callable[[Tensor], Tensor]:
+    def _graph(self, batch: int) -> Callable[[Tensor], Tensor]:
         """The model as a CUDA graph of one batch."""
-        into = occluded(self.image, self.everything[: self.batch], self.patch)
+        into = occluded(self.image, self.everything[:batch], self.patch)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream), cudnn_benchmark(True):
@@ -205,16 +168,50 @@ class Naive:
         in_graph = self.graph_bytes if self.timing.name == "CUDA graph" else 0
         self.timing.peak = max(self.timing.peak, peak(self.device, resting) + in_graph)
 
-    def few(self, count: int) -> float:
-        """Seconds of a batch of so many positions, eagerly and warm."""
-        return min(self._few(count) for _ in range(3))
+    def peak_at(self, rows: int) -> int:
+        """Most bytes that a batch of so many images takes, eagerly, which takes least: beyond the weights.
 
-    def _few(self, count: int) -> float:
-        way, self.way = self.way, self.model
+        0 where the device's memory does not suffice, or isn't watched.
+        """
+        if rows not in self.peaks:
+            try:
+                self.peaks[rows] = self._by(self.model, partial(self._peak, np.resize(self.everything, (rows, 2))))
+            except torch.OutOfMemoryError:
+                self.peaks[rows] = 0
+        return self.peaks[rows]
+
+    def _peak(self, positions: IntArray) -> int:
+        self._run(positions, len(positions))  # chooses its algorithms
+        resting = reset_peak(self.device)
+        self._run(positions, len(positions))
+        return peak(self.device, resting)
+
+    def few(self, count: int) -> tuple[float, str]:
+        """Seconds of a batch of so many positions, warm, and the way: eagerly or as a CUDA graph, what is faster."""
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"eager": self.model}
+        if self.device.type == "cuda":
+            try:
+                ways["CUDA graph"] = self._graph(count)
+            except Exception as error:
+                print(f"naive, CUDA graph of {count}: {type(error).__name__}: {str(error)[:300]}")
+        batch, self.batch = self.batch, count  # the graph is for batches of this size
         try:
-            return self._try(self.everything[:count], count) * count
+            times = {name: self._by(way, partial(self._least, count)) for name, way in ways.items()}
         finally:
-            self.way = way
+            self.batch = batch
+        best = min(times, key=lambda name: times[name])
+        return times[best] * count, best
+
+    def _least(self, count: int) -> float:
+        return min(self._try(self.everything[:count], count) for _ in range(3))
+
+    def _by(self, way: Callable[[Tensor], Tensor], call: Callable[[], T]) -> T:
+        """What a call gives while this is the way."""
+        before, self.way = self.way, way
+        try:
+            return call()
+        finally:
+            self.way = before
 
     @torch.inference_mode()
     def _run(self, positions: IntArray, batch: int) -> Tensor:

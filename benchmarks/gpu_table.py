@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from benchmarks.gpu_goals import goals_text
+
 Report = dict[str, Any]
 
 CHECKED = ("network", "equal", "error", "change", "error without windows")
@@ -12,7 +14,7 @@ WRONG = "wrong results"  # as Triton's kernels are said to give, where they do
 TIMED_ERROR = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}  # of what is timed, at most, as a share of the results
 COLUMNS = (
     "network", "precision", "how", "timed", "first s", "capture s", "graphs", "map s", "naive s", "ratio (range)",
-    "bound", "batches", "peak GiB", "naive GiB", "16 positions", "error (change)",
+    "bound", "batches", "peak GiB", "naive GiB", "same batch", "16 positions", "error (change)",
 )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def table(report: Report) -> str:
     timings = [row for row in report.get("timings", []) if row.get("incremental")]
     cells = [line for row in timings for line in _cells(row)]
     lines += _rows(COLUMNS, cells) if cells else []
+    lines += goals_text(report)
     lines += [_kinds(row) for row in timings if row.get("kinds")]
     lines += [f"FAILED: {name}: {reason}" for name, reason in report["failures"].items()]
     seconds = f" ({report['seconds']:.0f} s)" if "seconds" in report else ""
@@ -104,7 +107,9 @@ def _cells(row: Report) -> list[list[str]]:
     speed = f"{_timed(naive, row)}{naive['name']}, batch {naive['batch']}, {naive['tflops']:.2g} TFLOP/s"
     if naive.get("untried"):
         speed += f"; not tried: {', '.join(naive['untried'])}"
-    interactive = "" if few is None else f"{few['share']:.2f} of naive, eager ({1000 * few['incremental']:.1f} ms)"
+    interactive = (
+        "" if few is None else f"{few['share']:.2f} of naive, {few['way']} ({1000 * few['incremental']:.1f} ms)"
+    )
     return [
         [
             row["network"],
@@ -120,6 +125,7 @@ def _cells(row: Report) -> list[list[str]]:
             f"{run['batches']}",
             f"{run['peak'] / 2**30:.1f}",
             f"{naive['peak'] / 2**30:.1f}",
+            "" if run.get("memory") is None else f"{run['memory']:.2f}",
             interactive if run is row["incremental"][0] else "",
             _compared(row, run),
         ]

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_clock import Timing, cudnn_benchmark, peak, reset_peak, timed
 from benchmarks.gpu_kernels import time_by_kind
-from benchmarks.gpu_naive import Naive, Timing, cudnn_benchmark, peak, reset_peak, timed
+from benchmarks.gpu_naive import Naive
 from benchmarks.maps import IntArray, Sample, own_box_bound, positions_of, sample_of
 from kcompile.runtime import lowering_convs, lowering_cuda, replaying
 from kcompile.runtime.module import IncrementalModule
@@ -142,11 +143,11 @@ def _time_network(
         found.update(naive=_numbers(naive.timing) | own, incremental=[_against(naive, run) for run in runs])
         save()
     for run, numbers in zip(runs, found["incremental"], strict=True):
-        numbers.update(run.compared(naive))
+        numbers.update(run.compared(naive), memory=run.memory_share(naive))
     save()
     few = min(16, len(everything))
-    ours, theirs = runs[0].few(few), naive.few(few)
-    found["interactive"] = {"positions": few, "naive": theirs, "incremental": ours, "share": ours / theirs}
+    ours, (theirs, way) = runs[0].few(few), naive.few(few)
+    found["interactive"] = {"positions": few, "naive": theirs, "way": way, "incremental": ours, "share": ours / theirs}
     save()
     if device.type == "cuda":
         found["kinds"] = min(runs, key=lambda run: run.timing.median).kinds()
@@ -195,7 +196,7 @@ class Incremental:
         self.inc, self.image, self.everything, self.device = inc, image, everything, device
         self.variant, self.settings = variant, settings
         self.timing = Timing(variant.name)
-        self.batches = 0
+        self.batches = self.largest = 0  # how many, and queries in the largest
         self.sample: Sample | None = None
         self.result: Tensor | None = None  # of the last run
 
@@ -204,7 +205,8 @@ class Incremental:
         try:
             with self.variant.applied(self.inc):
                 few = sample_of(self.inc, self.everything, 4 * self.inc.executor().batch)
-                self.batches = len(sample_of(self.inc, self.everything, 0).batches)
+                whole_map = sample_of(self.inc, self.everything, 0).batches
+                self.batches, self.largest = len(whole_map), max(map(len, whole_map))
                 cold, warm = self._run(few) + self._run(few), self._run(few)  # the second time measures graphs
                 affordable = limit / (cold + self.settings.rounds * warm) * len(self.everything)
                 whole = affordable >= len(self.everything)
@@ -242,6 +244,11 @@ class Incremental:
         scale = want.abs().max()
         change = (want - want.mean(0)).abs().max() / scale
         return {"error": float((got - want).abs().max() / scale), "change": float(change)}
+
+    def memory_share(self, naive: Naive) -> float | None:
+        """The peak, as a share of eager full inference's at the same batch; None where the device's isn't known."""
+        theirs = naive.peak_at(self.largest) if self.timing.peak else 0
+        return self.timing.peak / theirs if theirs else None
 
     def graphs(self) -> dict[str, Any] | None:
         """CUDA graphs: how many, seconds that capturing took in all, bytes; times without and with, if measured."""

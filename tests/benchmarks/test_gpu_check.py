@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_parts, gpu_table, gpu_timing
+from benchmarks import gpu_check, gpu_equivalence, gpu_kernels, gpu_naive, gpu_parts, gpu_table, gpu_timing
+from benchmarks.gpu_clock import OutOfTime, time_limit
 from benchmarks.gpu_equivalence import Verdict
+from benchmarks.gpu_goals import goals_text
 from benchmarks.gpu_naive import Naive
 from benchmarks.maps import positions_of
+from benchmarks.networks import network
 from kcompile.cuda_ops import reference
 
 ROOT = Path(gpu_check.__file__).resolve().parent.parent
@@ -71,6 +78,8 @@ def test_quick_on_the_cpu(tmp_path: Path) -> None:
             assert times["timed"] > 0
             assert times["seconds"] > 0
         assert timing["interactive"]["share"] > 0
+        assert timing["interactive"]["way"] == "eager"
+        assert all(ours["memory"] is None for ours in timing["incremental"]), "on a CPU nobody watches"
         assert timing["naive"]["untried"] == ["CUDA graph", "torch.compile"], "on a CPU"
         for ours in timing["incremental"]:
             assert ours["error"] < min(0.05, ours["change"])
@@ -288,12 +297,103 @@ def test_the_baseline_is_the_fastest_way_that_works(factor: float | None, monkey
             raise RuntimeError("no C compiler")
         return lambda images: images
 
-    best = naive._way("another", make, 1.0)
+    best = naive._way("another", make, 1.0, 60.0)
     kept = factor is not None and factor < 1
     assert best == (factor if kept else 1.0)
     assert (naive.way is eager) == (not kept)
     assert naive.timing.name == ("another" if kept else "eager")
     assert len(naive.tried) == 1
+
+
+def test_a_way_of_the_baseline_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that would rather try another way than fail."""
+    image, positions = torch.randn(3, 8, 8), positions_of(8, 4, 1)
+    naive = Naive(torch.nn.Conv2d(3, 4, 3), image, positions, torch.device("cpu"), 4, (4,), 1)
+    eager = naive.way
+
+    def compiling() -> Any:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+        raise AssertionError("it was not stopped")
+
+    assert naive._way("torch.compile", compiling, 1.0, 0.05) == 1.0
+    assert naive.way is eager
+    assert naive.untried == ["torch.compile (stopped after 0 s)"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_nothing_is_stopped_behind_a_time_limit() -> None:
+    with time_limit(0.02):
+        pass
+    time.sleep(0.05)
+    found: list[bool] = []
+
+    def in_a_thread() -> None:
+        with time_limit(0.01):
+            time.sleep(0.05)
+        found.append(True)
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert found == [True], "elsewhere there is no limit"
+    with pytest.raises(OutOfTime, match="stopped after 0 s"), time_limit(0.02):
+        time.sleep(10)
+
+
+def test_the_baseline_has_its_norms_folded(seed: int) -> None:
+    model, size = network("resnet18", 64)
+    strong = gpu_naive.strongest(model)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in strong.modules())
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(strong(images), model(images), rtol=0, atol=1e-4 * float(model(images).abs().max()))
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in gpu_naive.strongest(model.half()).modules())
+
+
+def test_a_baseline_that_cannot_be_traced_keeps_its_norms() -> None:
+    class Branching(torch.nn.Conv2d):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images if images.sum() > 0 else -images)
+
+    model = torch.nn.Sequential(Branching(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(gpu_naive.strongest(model)(images), model(images))
+
+
+def test_a_few_positions_are_timed_at_their_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, positions = torch.randn(3, 8, 8), positions_of(8, 4, 1)
+    naive = Naive(torch.nn.Conv2d(3, 4, 3), image, positions, torch.device("cpu"), 4, (4,), 1)
+    batches = []
+    monkeypatch.setattr(naive, "_try", lambda some, batch: batches.append((len(some), batch, naive.batch)) or 0.25)
+    assert naive.few(6) == (1.5, "eager")
+    assert set(batches) == {(6, 6, 6)}
+    assert naive.batch == 4
+    assert naive.peak_at(40) == 0, "on a CPU nobody watches"
+
+
+def test_goals() -> None:
+    run, few = {"ratio": 5.5, "memory": 0.6}, {"share": 0.3}
+    report: dict[str, Any] = {
+        "options": {"device": "cuda", "quick": False, "patch": 16, "stride": 4},
+        "bandwidths": [{"ratio": 0.9}, {"ratio": 0.69}],
+        "timings": [
+            {"network": "vgg16", "precision": "tf32", "incremental": [run, {"ratio": 9.0}], "interactive": few},
+            {"network": "resnet18", "precision": "tf32", "incremental": [{"ratio": 2.0}]},
+            {"network": "vgg16", "precision": "bfloat16", "incremental": [run]},
+            {"network": "vgg16", "precision": "float32", "incremental": []},
+        ],
+    }  # fmt: skip
+    assert goals_text(report) == [
+        "goal, gathers: 0.69 of a copy, at worst (≥ 0.7: MISSED)",
+        "goals, vgg16 in tf32: 5.50 times naive (≥ 6: MISSED), 0.30 of naive for 16 positions (≤ 0.4: met), "
+        "0.60 of naive's memory (≤ 0.6: met)",
+        "goals, resnet18 in tf32: 2.00 times naive (≥ 2: met)",
+    ]
+    for other in ({"quick": True}, {"device": "cpu"}, {"stride": 8}):
+        assert goals_text(report | {"options": report["options"] | other}) == []
 
 
 def test_results_that_were_timed_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

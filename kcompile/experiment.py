@@ -219,8 +219,9 @@ class Experiment:
                 seconds = len(images) * self.count * scorer.work_share() * (time.perf_counter() - start)
                 meter.describe(f"estimate {seconds:.0f} s")
             scan = Scan.of(scorer, self.positions, base.size, self.approximation)
-            values, checked, stop = self._scan(scan, exact, given, base, targets, index, meter)
-            yield self.heatmap(values, base, targets[0], time.perf_counter() - start, self.approximation, checked)
+            values, checked, whole, stop = self._scan(scan, exact, given, base, targets, index, meter)
+            seconds = time.perf_counter() - start
+            yield self.heatmap(values, base, targets[0], seconds, self.approximation, checked, stopped=not whole)
             if stop:
                 return
 
@@ -232,14 +233,15 @@ class Experiment:
         seconds: float,
         approximation: Approximation | None,
         checked: Checked | None = None,
+        *,
+        stopped: bool = False,
     ) -> Heatmap:
         """The map with these scores [*grid, K]."""
         question = self.question
         told = None if approximation is None or approximation.exact else approximation
         size = question.inc.plan.input_shape[1:]
-        return Heatmap(
-            values, base, target, self.positions, question.patch, size, self.score_name, seconds, told, checked
-        )
+        said = (self.score_name, seconds, told, checked, stopped)
+        return Heatmap(values, base, target, self.positions, question.patch, size, *said)
 
     def _scan(
         self,
@@ -250,8 +252,8 @@ class Experiment:
         targets: list[int],
         index: int,
         meter: Meter,
-    ) -> tuple[FloatArray, Checked | None, bool]:
-        """Scores [*grid, K]; checks; and whether to stop. Of a stopped map only what was computed: else it is NaN."""
+    ) -> tuple[FloatArray, Checked | None, bool, bool]:
+        """Scores [*grid, K], NaN where a stopped map lacks some; checks; whether all are there, and whether to stop."""
         approximation = self.approximation or Approximation()
         done, stop, whole, checked = 0, False, False, None
         try:
@@ -273,7 +275,7 @@ class Experiment:
         except KeyboardInterrupt:
             meter.say("interrupted")
             stop = True
-        return scan.state.map() if whole else scan.state.values, checked, stop
+        return scan.state.map() if whole else scan.state.values, checked, whole, stop
 
 
 def _told(score: Score) -> str:

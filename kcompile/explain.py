@@ -195,7 +195,7 @@ def _check_file(path: Path, option: str, suffix: str, images: tuple[Path, ...]) 
 
 def _show(heat: Heatmap, step: tuple[int, ...], loaded: LoadedModel, request: Request) -> None:
     rows, cols = heat.scores.shape
-    done = int(np.isfinite(heat.scores).sum())
+    done = heat.scores.size - int(np.isnan(heat.scores).sum())
     patch, stride = ("x".join(map(str, size)) for size in (heat.patch_shape, step))
     _line("prediction", f"{loaded.name(heat.target)}, {request.score} {heat.base_score:.4f}")
     _line("positions", f"{rows * cols} ({rows} rows, {cols} columns), patch {patch}, stride {stride}")

@@ -37,6 +37,7 @@ class Heatmap:
         seconds: Wall time of the whole map, materialisation included.
         approximation: What was approximated; None for an exact map.
         checked: Exact scores of some random positions of an approximate map.
+        stopped: The experiment was ended before all positions had scores: those that lack are NaN.
     """
 
     all_scores: FloatArray
@@ -49,6 +50,7 @@ class Heatmap:
     seconds: float = 0.0
     approximation: Approximation | None = None
     checked: Checked | None = None
+    stopped: bool = False
 
     @property
     def scores(self) -> FloatArray:
@@ -62,8 +64,8 @@ class Heatmap:
 
     @property
     def complete(self) -> bool:
-        """False if scores are NaN: those that an interrupted experiment lacks (or a model's own)."""
-        return not bool(np.isnan(self.scores).any())
+        """False if the experiment was stopped before all positions had scores; a model's own NaN is a score."""
+        return not self.stopped
 
     def __repr__(self) -> str:
         """One line: the arrays are long."""
@@ -81,9 +83,10 @@ class Heatmap:
     @property
     def notes(self) -> str:
         """What a picture's title must say beside class and score: what is missing, and what is not exact."""
-        interrupted = "" if self.complete else " (interrupted)"
+        known = self.scores.size - int(np.isnan(self.scores).sum())
+        partial = f" (interrupted: {known} of {self.scores.size} positions)" if self.stopped else ""
         error = "" if self.error is None else f"\n{self.error}"
-        return interrupted + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
+        return partial + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
 
     @property
     def error(self) -> ErrorEstimate | None:
@@ -156,7 +159,8 @@ class Heatmap:
         if target.suffix == ".png":
             self.plot(image, path=target)
         elif target.suffix == ".npz":
-            facts = {name: getattr(self, name) for name in ("target", "patch_shape", "image_shape", "score", "seconds")}
+            named = ("target", "patch_shape", "image_shape", "score", "seconds", "stopped")
+            facts = {name: getattr(self, name) for name in named}
             facts["approximation"] = None if self.approximation is None else self.approximation.to_dict()
             checked = {} if self.checked is None else {f"checked_{k}": v for k, v in vars(self.checked).items()}
             with target.open("wb") as file:
@@ -181,6 +185,7 @@ class Heatmap:
         with np.load(path, allow_pickle=False) as data:
             facts = json.loads(str(data["facts"]))
             facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))
+            facts.setdefault("stopped", bool(np.isnan(data["scores"]).any()))  # files of before
             told = facts.pop("approximation", None)
             facts["approximation"] = None if told is None else Approximation.from_dict(told)
             if "checked_rows" in data:

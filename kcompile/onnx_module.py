@@ -129,7 +129,8 @@ class OnnxModule(OnnxRunner):
             done = self._scan(found, flat, inputs[0], asked, index, meter)
             values, name = found.reshape(*asked.positions.shape[:-1], len(base)), asked.name
             size, seconds = self.plan.input_shape[1:], time.perf_counter() - start
-            yield Heatmap(values, base, chosen, asked.positions, asked.patch, size, name, seconds)
+            stopped = not done and bool(np.isnan(values[..., chosen]).any())
+            yield Heatmap(values, base, chosen, asked.positions, asked.patch, size, name, seconds, stopped=stopped)
             if not done:
                 return
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
+from torch import nn
 
 import kcompile
 from kcompile import InputError
@@ -20,7 +23,7 @@ def heatmap(rng: np.random.Generator, stride: tuple[int, int] = (3, 4), missing:
     positions = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1)
     scores = rng.random((len(rows), len(cols), 3)).astype(np.float32)
     scores.reshape(-1, 3)[rng.permutation(len(rows) * len(cols))[:missing]] = np.nan
-    return kcompile.Heatmap(scores, rng.random(3), 1, positions, PATCH, SIZE, "probability", 1.5)
+    return kcompile.Heatmap(scores, rng.random(3), 1, positions, PATCH, SIZE, "probability", 1.5, stopped=missing > 0)
 
 
 def slow_attribution(heat: kcompile.Heatmap) -> Any:
@@ -125,7 +128,36 @@ def test_the_picture_shows_the_attribution(seed: int, tmp_path: Path) -> None:
 def test_interrupted_and_empty_maps_can_be_drawn(missing: int, seed: int) -> None:
     heat = heatmap(np.random.default_rng(seed), missing=missing)
     figure = heat.plot(np.zeros(SIZE))
-    assert ("interrupted" in figure.get_suptitle()) == bool(missing)
+    assert ("(interrupted: 6 of 30 positions)" in figure.get_suptitle()) == bool(missing)
+
+
+def test_a_models_own_nan_is_no_interruption(seed: int, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)).eval()
+    image = torch.randn(3, 16, 16)
+    base = model(image[None]).detach()
+
+    def roots(outputs: torch.Tensor) -> torch.Tensor:
+        return (outputs - base).abs() * (outputs - base).sqrt()
+
+    heat = kcompile.occlusion(model, image, patch_shape=4, stride=1, score=roots, target=1)
+    assert not np.isnan(heat.scores).all()
+    assert np.isnan(heat.scores).any()
+    assert heat.complete
+    assert "interrupted" not in heat.caption
+    heat.save(tmp_path / "map.npz")
+    assert kcompile.Heatmap.load(tmp_path / "map.npz").complete
+
+
+def test_files_without_that_word_are_told_by_their_scores(seed: int, tmp_path: Path) -> None:
+    """Those of version 0 before `stopped`."""
+    for missing in (0, 5):
+        heatmap(np.random.default_rng(seed), missing=missing).save(path := tmp_path / "map.npz")
+        with np.load(path) as data:
+            arrays = dict(data)
+        facts = json.loads(str(arrays["facts"]))
+        assert facts.pop("stopped") == bool(missing)
+        np.savez(path, **{**arrays, "facts": np.array(json.dumps(facts))})
+        assert kcompile.Heatmap.load(path).complete == (not missing)
 
 
 def test_other_files_are_refused(seed: int, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_stopped_drill_down_has_what_was_computed_alone(inc: Any, image: Tenso
     assert np.allclose(heat.scores[there], exact.scores[there], atol=1e-4 * np.abs(exact.scores).max())
     assert not heat.complete
     assert heat.checked is None
-    assert "interrupted" in heat.caption
+    assert f"(interrupted: {there.sum()} of {there.size} positions)" in heat.caption
 
 
 # ---------------------------------------------------------------- anytime

@@ -79,19 +79,31 @@ class OutOfTime(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Inside, OutOfTime is raised after so many seconds, between two steps of Python's interpreter.
 
-    In the main thread and where the system has such timers; elsewhere nothing is limited.
+    In the main thread and where the system has such timers; elsewhere nothing is limited. A timer that runs already
+    goes on behind it.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise OutOfTime(f"stopped after {seconds:.0f} s")
+    done: list[bool] = []
 
+    def stop(*_: Any) -> None:
+        if not done:
+            raise OutOfTime(f"stopped after {first:.0f} s")
+
+    outer, _ = signal.getitimer(signal.ITIMER_REAL)
+    start, first = time.monotonic(), min(seconds, outer or seconds)
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 5.0)  # again, should somebody swallow it
+    _, again = signal.setitimer(signal.ITIMER_REAL, max(first, 1e-3), 5.0)  # again, should somebody swallow it
     try:
-        yield
-    finally:
+        try:
+            yield
+        finally:
+            done.append(True)
+    finally:  # also where the alarm came as the body ended
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        left = max(outer - (time.monotonic() - start), 1e-3) if outer else 0.0
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, left, again)

@@ -36,6 +36,7 @@ TESTS = (
         for name in ("lowering_cuda", "lowering_convs", "cuda_graphs", "replaying", "pool", "tables")
     ),
 )
+LOST = "kcompile's CUDA kernel"  # begins the warnings of kernels that can't be used
 KINDS = {
     "windows": ("windows", "activated", "pooled", "joined", "mean", "linear"),
     "direct convolutions": ("convolved",),
@@ -102,7 +103,17 @@ def run_tests(limit: float) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"status": "not run: pytest is not installed"}
     tests = [str(ROOT / "tests" / f"{name}.py") for name in TESTS]
-    options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider"]
+    options = [
+        "-W",
+        f"error:{LOST}",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:

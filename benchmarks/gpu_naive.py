@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import optimization
 
 from benchmarks.gpu_clock import OutOfTime, Timing, cudnn_benchmark, peak, reset_peak, time_limit, timed
 from benchmarks.maps import IntArray, occluded
@@ -24,6 +24,8 @@ def strongest(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     if next(copied.parameters()).dtype is torch.float32:
         try:
+            from torch.fx.experimental import optimization  # not everywhere for ever
+
             copied = optimization.fuse(copied)
         except Exception as error:  # torch.fx does not trace every model
             print(f"naive: norms are not folded: {type(error).__name__}: {str(error)[:300]}")
@@ -118,7 +120,7 @@ class Naive:
             seconds = float("inf")
             if isinstance(error, OutOfTime):
                 self.untried.append(f"{name} ({error})")
-                torch.compiler.reset()
+                _stop_compiling()
         self.tried[f"{name}, batch {self.batch}"] = seconds
         if seconds < best:
             self.timing.name = name
@@ -181,10 +183,14 @@ class Naive:
         return self.peaks[rows]
 
     def _peak(self, positions: IntArray) -> int:
-        self._run(positions, len(positions))  # chooses its algorithms
-        resting = reset_peak(self.device)
-        self._run(positions, len(positions))
-        return peak(self.device, resting)
+        """The smaller one of two: algorithms that are chosen by time may take more memory than others."""
+        found = []
+        for benchmark in (True, False):
+            self._run(positions, len(positions), benchmark)  # chooses its algorithms
+            resting = reset_peak(self.device)
+            self._run(positions, len(positions), benchmark)
+            found.append(peak(self.device, resting))
+        return min(found)
 
     def few(self, count: int) -> tuple[float, str]:
         """Seconds of a batch of so many positions, warm, and the way: eagerly or as a CUDA graph, what is faster."""
@@ -214,10 +220,19 @@ class Naive:
             self.way = before
 
     @torch.inference_mode()
-    def _run(self, positions: IntArray, batch: int) -> Tensor:
-        with cudnn_benchmark(True):
+    def _run(self, positions: IntArray, batch: int, benchmark: bool = True) -> Tensor:
+        with cudnn_benchmark(benchmark):
             parts = (positions[i : i + batch] for i in range(0, len(positions), batch))
             return torch.cat([self._one(occluded(self.image, part, self.patch)) for part in parts])
 
     def _one(self, images: Tensor) -> Tensor:
         return self.way(images) if len(images) == self.batch else self.model(images)
+
+
+def _stop_compiling() -> None:
+    """Forget what was half compiled, and end the processes that still compile: they would slow what is timed next."""
+    torch.compiler.reset()
+    with contextlib.suppress(ImportError, AttributeError):  # no public name
+        from torch._inductor.async_compile import shutdown_compile_workers
+
+        shutdown_compile_workers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ import torch
 
 import kcompile
 from benchmarks.gpu_equivalence import Verdict, check_network, check_ops
-from benchmarks.gpu_kernels import bandwidths, build, run_tests
+from benchmarks.gpu_kernels import LOST, bandwidths, build, run_tests
 from benchmarks.gpu_timing import VARIANTS, Settings, time_network
 from benchmarks.networks import network
 from kcompile.cuda_ops import triton_conv
@@ -41,6 +42,7 @@ def run_part(name: str, args: argparse.Namespace, limit: float, save: Save) -> N
         save: Takes what the part found; called whenever there is more.
     """
     device = torch.device(args.device)
+    warnings.filterwarnings("error", message=LOST)  # the reference would be compared with itself
     set_precision(tf32=False)
     if name == "kernels":
         save({"kernels": build(device)})

@@ -148,6 +148,7 @@ def _time_network(
     few = min(16, len(everything))
     ours, (theirs, way) = runs[0].few(few), naive.few(few)
     found["interactive"] = {"positions": few, "naive": theirs, "way": way, "incremental": ours, "share": ours / theirs}
+    found["interactive"]["name"] = runs[0].variant.name
     save()
     if device.type == "cuda":
         found["kinds"] = min(runs, key=lambda run: run.timing.median).kinds()
@@ -196,7 +197,7 @@ class Incremental:
         self.inc, self.image, self.everything, self.device = inc, image, everything, device
         self.variant, self.settings = variant, settings
         self.timing = Timing(variant.name)
-        self.batches = self.largest = 0  # how many, and queries in the largest
+        self.batches = 0
         self.sample: Sample | None = None
         self.result: Tensor | None = None  # of the last run
 
@@ -205,8 +206,7 @@ class Incremental:
         try:
             with self.variant.applied(self.inc):
                 few = sample_of(self.inc, self.everything, 4 * self.inc.executor().batch)
-                whole_map = sample_of(self.inc, self.everything, 0).batches
-                self.batches, self.largest = len(whole_map), max(map(len, whole_map))
+                self.batches = len(sample_of(self.inc, self.everything, 0).batches)
                 cold, warm = self._run(few) + self._run(few), self._run(few)  # the second time measures graphs
                 affordable = limit / (cold + self.settings.rounds * warm) * len(self.everything)
                 whole = affordable >= len(self.everything)
@@ -247,7 +247,12 @@ class Incremental:
 
     def memory_share(self, naive: Naive) -> float | None:
         """The peak, as a share of eager full inference's at the same batch; None where the device's isn't known."""
-        theirs = naive.peak_at(self.largest) if self.timing.peak else 0
+        assert self.sample is not None
+        with self.variant.applied(self.inc):
+            found = self.inc.executor().replaying
+        graphs = 0 if found is None or not found.graphed.kept else found.graphed.largest
+        largest = max(graphs, *map(len, self.sample.batches))  # of those that were timed
+        theirs = naive.peak_at(largest) if self.timing.peak else 0
         return self.timing.peak / theirs if theirs else None
 
     def graphs(self) -> dict[str, Any] | None:

@@ -17,6 +17,27 @@ from kcompile.cuda_ops.packing import THREADS
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# What the driver says of a kernel that this device can't have; of all else (memory, a broken context, a capture that
+# goes on) nothing follows for the next time.
+UNFIT = {
+    *("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    *("CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "CUDA_ERROR_JIT_COMPILATION_DISABLED"),
+    *("CUDA_ERROR_NOT_FOUND", "CUDA_ERROR_INVALID_SOURCE", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
+}
+
+
+class DriverError(RuntimeError):
+    """A call of the driver failed.
+
+    Attributes:
+        name: Of the error, as in CUDA's headers.
+    """
+
+    def __init__(self, name: str, said: str) -> None:
+        """Take the error's name and text."""
+        super().__init__(f"CUDA driver: {said}")
+        self.name = name
+
 
 class Launcher(Protocol):
     """What runs kernels on one device."""
@@ -31,7 +52,7 @@ class Launcher(Protocol):
             argument: Its only parameter, a struct.
 
         Raises:
-            NvrtcError: The kernel can't be built for the device.
+            NvrtcError: The device can't have this kernel; nothing ran.
             RuntimeError: The driver refuses the launch, or memory is short.
         """
 
@@ -82,6 +103,7 @@ class DriverLauncher:
 
         Raises:
             NvrtcError: cuda-bindings, NVRTC or the driver is missing, or kernels don't compile for the device.
+            RuntimeError: Memory is short.
         """
         try:
             from cuda.bindings import driver
@@ -95,7 +117,9 @@ class DriverLauncher:
         self.failures: dict[tuple[str, Defines], str] = {}  # nothing is compiled in vain twice
         try:
             self._prepare()
-        except RuntimeError as error:
+        except DriverError as error:
+            if error.name == "CUDA_ERROR_OUT_OF_MEMORY":  # there may be enough another time
+                raise
             raise NvrtcError(str(error)) from error
 
     def _prepare(self) -> None:
@@ -107,7 +131,23 @@ class DriverLauncher:
 
     def launch(self, name: str, defines: Defines, grid: tuple[int, int], argument: bytes) -> None:
         """See `Launcher`."""
-        function = self.functions.get((name, defines)) or self._built(name, defines)
+        if (name, defines) in self.failures:
+            raise NvrtcError(self.failures[name, defines])
+        try:
+            function = self.functions.get((name, defines)) or self._load(name, defines)
+            self._queue(function, grid, argument)
+        except (NvrtcError, DriverError) as error:
+            if isinstance(error, DriverError) and error.name not in UNFIT:
+                raise
+            self.failures[name, defines] = str(error)
+            warnings.warn(
+                f"kcompile's CUDA kernel {name!r} can't be used, slower PyTorch ops run in its place: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            raise NvrtcError(str(error)) from error
+
+    def _queue(self, function: Any, grid: tuple[int, int], argument: bytes) -> None:
         buffer = ctypes.create_string_buffer(argument, len(argument))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
         stream = torch.cuda.current_stream(self.index).cuda_stream
@@ -121,31 +161,12 @@ class DriverLauncher:
         finally:
             self._leave(pushed)
 
-    def _built(self, name: str, defines: Defines) -> Any:
-        """A kernel that was not used before; NvrtcError, with one warning per kernel, where it can't be built."""
-        if (name, defines) in self.failures:
-            raise NvrtcError(self.failures[name, defines])
-        try:
-            return self._load(name, defines)
-        except NvrtcError as error:
-            self.failures[name, defines] = str(error)
-            warnings.warn(
-                f"kcompile's CUDA kernel {name!r} can't be used, slower PyTorch ops run in its place: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            raise
-
     def _load(self, name: str, defines: Defines) -> Any:
         code = compiled(name, defines, self.capability)
         pushed = self._enter()
         try:
             (module,) = self._checked(self.driver.cuModuleLoadData(code))
             (function,) = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
-        except RuntimeError as error:
-            if "out of memory" in str(error):  # there may be enough another time
-                raise
-            raise NvrtcError(f"the device does not load it: {error}") from error
         finally:
             self._leave(pushed)
         self.functions[name, defines] = function
@@ -167,5 +188,6 @@ class DriverLauncher:
         """What follows the status of a call; RuntimeError where it failed."""
         status, *rest = answer
         if int(status) != 0:
-            raise RuntimeError(f"CUDA driver: {self.driver.cuGetErrorString(status)[1].decode()}")
+            name, said = (getattr(self.driver, f"cuGetError{what}")(status)[1] for what in ("Name", "String"))
+            raise DriverError(name.decode(), said.decode())
         return tuple(rest)

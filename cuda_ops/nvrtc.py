@@ -118,7 +118,8 @@ def target_of(capability: int) -> str:
         return f"sm_{capability}"
     usable = [arch for arch in known if arch < capability and arch not in TEGRA]
     if not usable:
-        raise NvrtcError(f"NVRTC compiles for compute capability {min(known) / 10} or later, not for {capability / 10}")
+        least = min(set(known) - TEGRA, default=min(known))
+        raise NvrtcError(f"NVRTC compiles for compute capability {least / 10} or later, not for {capability / 10}")
     best = max(usable)
     alike = best // 10 == capability // 10 and capability not in TEGRA
     return f"sm_{best}" if alike else f"compute_{best}"

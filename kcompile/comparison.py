@@ -83,8 +83,11 @@ class Verdict(NamedTuple):
 
 
 def judge(quick: FloatArray, full: FloatArray, base: FloatArray) -> Verdict:
-    """Hold scores [N, K] against those of full inference; ``base`` [K] are the unpatched image's."""
-    error, change, scale = (float(np.abs(values).max()) for values in (quick - full, full - base, full))
+    """Hold scores [N, K] against those of full inference; ``base`` [K] are the unpatched image's. NaN equals NaN."""
+    quick, full = np.where(np.isnan(quick) & np.isnan(full), 0, (quick, full))
+    known = np.where(np.isfinite(full), full, 0)
+    changed = np.where(np.isfinite(full) & np.isfinite(base), full - base, 0)
+    error, change, scale = (float(np.abs(values).max()) for values in (quick - full, changed, known))
     if not error <= OF_SCALE * scale:  # also where it is NaN
         return Verdict("DIFFERENT", error, change, OF_SCALE * scale)
     return Verdict("equal" if change > VOID * scale else "void", error, change, OF_SCALE * scale)
@@ -93,7 +96,7 @@ def judge(quick: FloatArray, full: FloatArray, base: FloatArray) -> Verdict:
 def spread(heat: Heatmap, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """Pick computed positions of a map, evenly spread: positions [n, 2] and scores [n, K] with n at most ``count``."""
     positions, values = heat.positions.reshape(-1, 2), heat.all_scores.reshape(-1, heat.all_scores.shape[-1])
-    done = np.flatnonzero(~np.isnan(values).any(axis=1))
+    done = np.flatnonzero(~np.isnan(values).all(axis=1) | (not heat.stopped))  # NaN is what a stopped map lacks
     chosen = done[np.unique(np.linspace(0, len(done) - 1, min(count, len(done))).round().astype(int))]
     return positions[chosen], values[chosen]
 

@@ -126,27 +126,30 @@ class OnnxModule(OnnxRunner):
             chosen = as_targets(target, base)[0]
             flat = asked.positions.reshape(-1, asked.positions.shape[-1])
             found = np.full((len(flat), len(base)), np.nan, dtype=np.float32)
-            done = self._scan(found, flat, inputs[0], asked, index, meter)
+            done, whole = self._scan(found, flat, inputs[0], asked, index, meter)
             values, name = found.reshape(*asked.positions.shape[:-1], len(base)), asked.name
             size, seconds = self.plan.input_shape[1:], time.perf_counter() - start
-            stopped = not done and bool(np.isnan(values[..., chosen]).any())
-            yield Heatmap(values, base, chosen, asked.positions, asked.patch, size, name, seconds, stopped=stopped)
+            yield Heatmap(values, base, chosen, asked.positions, asked.patch, size, name, seconds, stopped=not whole)
             if not done:
                 return
 
-    def _scan(self, into: FloatArray, flat: IntArray, image: Any, asked: _Asked, index: int, meter: Meter) -> bool:
-        """Fill in the scores; False where the callback stops or Ctrl-C did."""
+    def _scan(
+        self, into: FloatArray, flat: IntArray, image: Any, asked: _Asked, index: int, meter: Meter
+    ) -> tuple[bool, bool]:
+        """Fill in the scores; whether to go on (not where the callback or Ctrl-C stops), and whether all are there."""
+        left = len(flat)
         try:
             for first, last, patches in patches_of(asked.value, as_array(image), asked.patch)(flat):
                 for rows, results, _ in self.stream_patches(patches, flat[first:last]):
                     into[first + rows] = asked.scored(self, self.restore(results), len(rows))
+                    left -= len(rows)
                     if not meter.advance(len(rows), index):
                         meter.say("stopped by the callback")
-                        return False
+                        return False, not left
         except KeyboardInterrupt:
             meter.say("interrupted")
-            return False
-        return True
+            return False, not left
+        return True, True
 
 
 @dataclass(frozen=True)

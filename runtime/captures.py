@@ -108,6 +108,7 @@ def switches() -> tuple[object, ...]:
     return (
         matmul.fp32_precision,
         cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        matmul.allow_fp16_accumulation,
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         cudnn.enabled,

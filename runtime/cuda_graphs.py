@@ -30,6 +30,8 @@ KINDS = 64 * MOST  # of batches that are remembered
 # Of the largest value, by which a graph's results may differ: products may be summed in another order.
 ERROR = 4e-2
 
+ROOMY = 256  # batches in a row whose bases fill less than half of the copies, after which these are made anew
+
 
 @dataclass
 class _Kept:
@@ -85,6 +87,7 @@ class Graphed:
         self.kept: dict[object, _Kept] = {}  # in the order of their last use
         self.seen: dict[object, _Seen] = {}
         self.sources: list[ReferenceType[Tensor]] = []  # weak: the next base's tensors take their memory
+        self.roomy = 0
         self.home: tuple[object] | None = None
         self.lock = threading.RLock()
 
@@ -111,7 +114,9 @@ class Graphed:
         with self.lock:
             self._drop_graphs()
             self.pool.clear()
-            self.sources, self.home = [], None
+            self.sources, self.home, self.roomy = [], None, 0
+            for seen in self.seen.values():
+                seen.refused = inf
 
     def give_up(self) -> None:
         """Give all memory back, for good."""
@@ -141,6 +146,9 @@ class Graphed:
         """
         if self.home not in (None, stream := (self.stream(),)):
             return False
+        self.roomy = self.roomy + 1 if self._are_roomy(args) else 0
+        if self.roomy > ROOMY:
+            self.drop()
         if key in self.kept and self._bases_fit(args):
             return True
         seen = self.seen.get(key)
@@ -154,6 +162,10 @@ class Graphed:
         try:
             return self._captured(key, args, seen)
         except MemoryBudgetError:
+            if self._are_roomy(args):  # what the copies hold for more images may be what is lacking
+                self.drop()
+                self.home = (self.stream(),)
+                return self._new(key, args, seen)
             seen.refused = self._base_bytes(args)
         except RuntimeError as error:  # an op that waits for the device can't be captured
             if not is_out_of_memory(error):
@@ -217,11 +229,14 @@ class Graphed:
         given = self._bases(args)
         if not self._bases_fit(args):
             self._drop_graphs()  # they read the old copies
+            self.sources, self.roomy = [], 0
             self.pool.copy_bases(given)
             self.sources = list(map(ref, given))
-        changed = [i for i, base in enumerate(given) if base is not self.sources[i]()]
-        _copy([self.pool.bases[i][: len(given[i])] for i in changed], [given[i] for i in changed])
-        self.sources = list(map(ref, given))
+        changed = [i for i, base in enumerate(given) if len(self.sources) <= i or base is not self.sources[i]()]
+        if changed:
+            self.sources = []  # where the copy is interrupted
+            _copy([self.pool.bases[i][: len(given[i])] for i in changed], [given[i] for i in changed])
+            self.sources = list(map(ref, given))
 
     def _key(self, args: Sequence[Any]) -> object:
         """A batch's kind: what a graph is fixed to. Not the number of base images, as queries tell theirs by number."""
@@ -234,11 +249,15 @@ class Graphed:
     def _base_bytes(self, args: Sequence[Any]) -> int:
         return sum(map(nbytes, self._bases(args)))
 
+    def _are_roomy(self, args: Sequence[Any]) -> bool:
+        """True if these base tensors fill less than half of the copies."""
+        return 2 * self._base_bytes(args) < sum(map(nbytes, self.pool.bases))
+
     def _bases_fit(self, args: Sequence[Any]) -> bool:
         """True if the copies have room for these base tensors."""
         copies, given = self.pool.bases, self._bases(args)
         return len(copies) == len(given) and all(
-            copy.shape[1:] == base.shape[1:] and len(copy) >= len(base)
+            (copy.shape[1:], copy.dtype) == (base.shape[1:], base.dtype) and len(copy) >= len(base)
             for copy, base in zip(copies, given, strict=True)
         )
 

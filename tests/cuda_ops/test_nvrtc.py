@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kcompile.cuda_ops import cuda, cuda_reads, kept, launch, nvrtc, reads, reference
+from kcompile.runtime.out_of_memory import is_out_of_memory
 from tests.cuda_ops.test_ops import arguments, random_geometry
 
 WINDOWS = [(("UNIT_BYTES", unit), ("SPATIAL_AXES", axes)) for unit, axes in ((16, 2), (8, 1), (4, 3), (2, 2), (1, 1))]
@@ -159,7 +160,7 @@ class FakeDriver:
 
     def __init__(self, current: int) -> None:
         self.stack, self.calls = [current], []
-        self.failing: dict[str, bytes] = {}  # what is said where a call fails
+        self.failing: dict[str, str] = {}  # the errors' names, by the calls that fail
 
     def __getattr__(self, name: str) -> Any:
         def call(*given: Any) -> tuple[Any, ...]:
@@ -167,8 +168,11 @@ class FakeDriver:
             if name in self.failing:
                 return (1,)
             match name:
+                case "cuGetErrorName":
+                    return 0, next(iter(self.failing.values())).encode()
                 case "cuGetErrorString":
-                    return 0, next(iter(self.failing.values()))
+                    said = next(iter(self.failing.values()))
+                    return 0, f"text of {said}{', out of memory' * ('MEMORY' in said)}".encode()
                 case "cuCtxPushCurrent":
                     self.stack.append(given[0])
                 case "cuCtxPopCurrent":
@@ -239,25 +243,48 @@ def test_a_kernel_that_cannot_be_built_is_replaced_by_the_reference(monkeypatch:
 @pytest.mark.parametrize(
     ("call", "said", "error", "loads"),
     [
-        ("cuModuleLoadData", b"device kernel image is invalid", nvrtc.NvrtcError, 1),
-        ("cuModuleLoadData", b"out of memory", RuntimeError, 2),
-        ("cuLaunchKernel", b"an illegal memory access was encountered", RuntimeError, 1),
+        ("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", nvrtc.NvrtcError, 1),
+        ("cuModuleGetFunction", "CUDA_ERROR_NOT_FOUND", nvrtc.NvrtcError, 1),
+        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", nvrtc.NvrtcError, 1),
+        ("cuModuleLoadData", "CUDA_ERROR_OUT_OF_MEMORY", launch.DriverError, 2),
+        ("cuModuleLoadData", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", launch.DriverError, 2),
+        ("cuModuleLoadData", "CUDA_ERROR_ILLEGAL_ADDRESS", launch.DriverError, 2),
+        ("cuLaunchKernel", "CUDA_ERROR_ILLEGAL_ADDRESS", launch.DriverError, 1),
     ],
 )
 @pytest.mark.filterwarnings("ignore:kcompile's CUDA kernel")
 def test_errors_of_the_driver(
-    call: str, said: bytes, error: type[Exception], loads: int, monkeypatch: pytest.MonkeyPatch
+    call: str, said: str, error: type[Exception], loads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kernel that does not load is one that can't be built; else nothing else may run in its place."""
+    """A kernel that a device can't have is left alone from then on; what else goes wrong is raised, and tried again."""
     driver = FakeDriver(77)
     run = launcher_on(driver, monkeypatch)
     driver.calls.clear()
     driver.failing[call] = said
     for _ in range(2):
-        with pytest.raises(error, match=said.decode()) as raised:
+        with pytest.raises(error, match=f"text of {said}"):
             run.launch("windows", WINDOWS[1], (1, 1), b"x" * 8)
-        assert isinstance(raised.value, nvrtc.NvrtcError) == (error is nvrtc.NvrtcError)
     assert driver.calls.count("cuModuleLoadData") == loads
     driver.failing.clear()
-    if error is not nvrtc.NvrtcError:
+    if error is launch.DriverError:
         run.launch("windows", WINDOWS[1], (1, 1), b"x" * 8)
+    run.launch("windows", WINDOWS[2], (1, 1), b"x" * 8)
+
+
+@needs_nvrtc
+def test_a_launcher_that_lacked_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(77)
+    driver.failing["cuModuleLoadData"] = "CUDA_ERROR_OUT_OF_MEMORY"
+    launch._launcher.cache_clear()
+    with pytest.raises(launch.DriverError, match="OUT_OF_MEMORY") as raised:
+        launcher_on(driver, monkeypatch)
+    assert is_out_of_memory(raised.value)
+    with pytest.raises(launch.DriverError):
+        launch.launcher(torch.device("cuda", 0))
+    driver.failing.clear()
+    assert launch.launcher(torch.device("cuda", 0)) is not None
+    driver.failing["cuModuleLoadData"] = "CUDA_ERROR_INVALID_IMAGE"
+    launch._launcher.cache_clear()
+    with pytest.warns(RuntimeWarning, match="CUDA kernels can't be used"):
+        assert launch.launcher(torch.device("cuda", 0)) is None
+    launch._launcher.cache_clear()

@@ -388,6 +388,62 @@ def test_what_is_refused_for_many_images_is_captured_for_fewer(seed: int) -> Non
     assert recorder.replays == 3, "one checks the capture"
 
 
+def test_copies_for_more_images_do_not_keep_a_batch_from_being_captured(seed: int) -> None:
+    """They go where memory is short, and where they were not used for long; what was refused is asked again then."""
+    front = torch.fx.symbolic_trace(lambda patches, base_x, index: (patches + base_x[index],))
+    run = Graphed(front, recorder := Recorder(), lambda: 0, Pool(16384))
+    few, many = torch.randn(1, 50), torch.randn(50, 50)
+
+    def batch(base: torch.Tensor, rows: int) -> None:
+        (found,) = run(torch.ones(rows, 50), base, torch.zeros(rows, dtype=torch.int64))
+        assert torch.equal(found, base[:1].expand(rows, -1) + 1)
+
+    batch(many, 1)
+    batch(many, 1)
+    assert (recorder.captures, run.pool.bases[0].numel()) == (1, 2500)
+    for _ in range(2):
+        batch(few, 20)  # beside the copies of many there is no room for it
+    assert (recorder.captures, run.pool.bases[0].numel()) == (2, 50)
+    for _ in range(2):
+        batch(many, 20)
+    assert recorder.captures == 2, "refused"
+    run.drop()
+    run.pool.limit = 1 << 20
+    batch(many, 20)
+    assert recorder.captures == 3
+    for _ in range(cuda_graphs.ROOMY + 2):
+        batch(few, 20)
+    assert (recorder.captures, run.pool.bases[0].numel()) == (4, 50)
+
+
+def test_copies_are_of_the_bases_type(seed: int) -> None:
+    run = simple(Recorder())
+    for dtype in (torch.float32, torch.float64):
+        base = torch.full((3,), 0.1, dtype=dtype)
+        for _ in range(3):
+            (found,) = run(torch.zeros(3, dtype=torch.float64), base)
+            assert torch.equal(found, base.double())
+
+
+def test_a_copy_that_is_interrupted_is_made_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = simple(Recorder())
+    old, new = torch.ones(3), torch.full((3,), 2.0)
+    for _ in range(2):
+        run(torch.zeros(3), old)
+    copy_ = cuda_graphs._copy
+
+    def interrupted(into: Any, values: Any) -> None:
+        copy_(into, values)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cuda_graphs, "_copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(torch.zeros(3), new)
+    monkeypatch.setattr(cuda_graphs, "_copy", copy_)
+    assert float(run(torch.zeros(3), old)[0][0]) == 1.0
+    assert float(run(torch.zeros(3), new)[0][0]) == 2.0
+
+
 def test_graphs_keep_to_the_switches_that_they_were_captured_under(seed: int) -> None:
     state = [1.0]
     front = torch.fx.symbolic_trace(lambda patches, base_x: (patches + base_x,))

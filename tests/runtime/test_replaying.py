@@ -16,7 +16,7 @@ import kcompile
 from kcompile.core.region import evaluate
 from kcompile.cuda_ops import kept
 from kcompile.cuda_ops.tuning import Tuner
-from kcompile.runtime import lowering_cuda, replaying, runners
+from kcompile.runtime import captures, lowering_cuda, replaying, runners
 from kcompile.runtime.buckets import buckets
 from kcompile.runtime.choice import GPU
 from kcompile.runtime.cuda_graphs import Graphed
@@ -170,6 +170,46 @@ def test_fronts_are_told_apart() -> None:
     linear = [torch.fx.symbolic_trace(torch.nn.Linear(3, width)) for width in (4, 4, 5)]
     one, two, three = map(replaying.digest, linear)
     assert one == two != three
+
+
+def test_graphs_are_told_pytorchs_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying, "ENABLED", True)
+    made = replaying.replaying(torch.fx.symbolic_trace(lambda x: (x,)), torch.device("cuda", 0), None, lambda _: 0)
+    assert made is not None
+    assert made.graphed.switches is captures.switches
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+        (torch.backends.cuda.matmul, "allow_fp16_accumulation", True),
+        (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+        (torch.backends.cudnn, "enabled", False),
+        (torch.backends.cudnn, "benchmark", True),
+        (torch.backends.cudnn, "deterministic", True),
+    ],
+)
+def test_a_switch_makes_another_kind(owner: Any, name: str, value: Any) -> None:
+    before, was = captures.switches(), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        assert was != value
+        assert captures.switches() != before
+    finally:
+        setattr(owner, name, was)
+    assert captures.switches() == before
+
+
+def test_deterministic_algorithms_make_another_kind() -> None:
+    before = captures.switches()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert captures.switches() != before
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_only_on_gpus_and_not_where_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
-from kcompile.corrected import Corrected
+from kcompile.corrected import Corrected, Whole
 from kcompile.linear_scorer import Linear
 from kcompile.remainder import Remainder
 from kcompile.scorers import Exact, Question, Scorer
@@ -34,7 +34,8 @@ def approximate(question: Question, approximation: Approximation) -> Scorer:
             return _remainder(question, approximation, changes)
         linear = Linear(question, approximation, changes)
         return Corrected(asked, linear, approximation.correct) if approximation.correct else linear
-    return Exact(replace(question, inc=changed(question.inc, changes)))
+    cropped = Exact(replace(question, inc=changed(question.inc, changes)))
+    return Corrected(asked, Whole(cropped), approximation.correct) if approximation.correct else cropped
 
 
 def _remainder(question: Question, approximation: Approximation, changes: Changes) -> Scorer:

@@ -32,8 +32,8 @@ class Approximation:
         reference: Where the tail is linearised: at the "base"; by its mean slope between the base and the image that is
             patched everywhere ("secant"); or by the mean of the gradients at the base and at some patched copies
             ("mean-gradient").
-        correct: About how many positions, on a coarse lattice, are computed exactly to correct a linear tail: by a
-            factor, and by their errors, interpolated.
+        correct: About how many positions, on a coarse lattice, are computed exactly to correct the others: by a factor,
+            and by their errors, interpolated. Only where something else than drill-down is approximated.
         gates: Global gates (squeeze-and-excite and the like) are "exact", "held" at the base's value, or "linear":
             updated to first order.
         dtype: Type of the incremental computation; None is the model's own.
@@ -102,9 +102,14 @@ class Approximation:
         return self.cut is not None and self.cut != 1
 
     @property
+    def plain(self) -> bool:
+        """True if each computed position is exact: drill-down only leaves some out."""
+        return not self.crops and not self.linear and self.gates == "exact" and self.dtype is None
+
+    @property
     def exact(self) -> bool:
         """True if nothing is approximated: such settings run the exact path itself."""
-        return not self.crops and not self.linear and self.gates == "exact" and self.dtype is None and not self.drills
+        return self.plain and not self.drills
 
     def __str__(self) -> str:
         """What is approximated, in a few words: for captions."""
@@ -112,6 +117,7 @@ class Approximation:
             "tau": f"tau {self.tau:g}" if self.tau < 1 else "",
             "extents": f"cropped in {len(self.extents)} layers" if self.extents else "",
             "cut": self._cut_text() if self.linear else "",
+            "correct": f"corrected by {self.correct} exact ones" if self.correct and not self.plain else "",
             "gates": f"gates {self.gates}" if self.gates != "exact" else "",
             "dtype": self.dtype or "",
             "share": self._share_text() if self.drills else "",
@@ -124,9 +130,8 @@ class Approximation:
 
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"
-        how = [self.reference] * (self.reference != "base") + [f"{self.correct} exact"] * (self.correct > 0)
         what = "the rest linear" if self.rest == "linear" else "linear"
-        return f"{what} {where}" + (f" ({', '.join(how)})" if how else "")
+        return f"{what} {where}" + (f" ({self.reference})" if self.reference != "base" else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON; `from_dict` reads them back."""

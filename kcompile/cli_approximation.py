@@ -31,7 +31,7 @@ Cut = Annotated[
 ]
 Rest = Annotated[str | None, _option("rest", "What tau leaves out: dropped, or linear (needs --cut).")]
 Reference = Annotated[str | None, _option("reference", "Of the gradient: base, secant or mean-gradient.")]
-Correct = Annotated[int | None, _option("correct", "About so many exact positions correct what the cut gives.")]
+Correct = Annotated[int | None, _option("correct", "About so many exact positions correct the approximate ones.")]
 Gates = Annotated[str | None, _option("gates", "Squeeze-and-excite and the like: exact, held, linear (with --cut).")]
 Dtype = Annotated[str | None, _option("dtype", "bfloat16 or float16.")]
 Samples = Annotated[

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def scorer_of(question: Question, approximation: Approximation | None) -> Scorer
         raise InputError(
             f"approximation is a {type(approximation).__name__}; allowed are None and a kcompile.Approximation"
         )
-    if replace(approximation, share=1.0).exact:  # drill-down asks for fewer positions, of any scorer
+    if approximation.plain:  # drill-down asks for fewer positions, of any scorer
         return Exact(question)
     from kcompile.approximating import approximate  # here, so that a loaded module needs no compiler
 
@@ -189,12 +189,12 @@ class Experiment:
             KeyboardInterrupt: Before anything is done.
         """
         scorer = scorer_of(self.question, self.approximation)
-        own = self.approximation is None or replace(self.approximation, share=1.0).exact
+        own = self.approximation is None or self.approximation.plain
         exact: Scorer = scorer if own else Exact(self.question)
-        beside = None  # a module of its own, beside the exact one
-        if isinstance(scorer, Exact) and isinstance(exact, Exact) and scorer.question.inc is not self.question.inc:
-            beside = scorer.question.inc
-            scorer.other, exact.other = self.question.inc, beside
+        beside = scorer.module if scorer.module is not self.question.inc else None  # beside the exact one
+        if beside is not None:
+            scorer.take_turns(self.question.inc)
+            exact.take_turns(beside)
         try:
             yield from self._maps(images, target, meter, scorer, exact)
         finally:
@@ -274,7 +274,7 @@ class Experiment:
                 stop = not meter.advance(self.count - done, index)
         except KeyboardInterrupt:
             meter.say("interrupted")
-            stop = True
+            stop, whole = True, whole or bool(scan.state.known.all())
         return scan.state.map() if whole else scan.state.values, checked, whole, stop
 
 

@@ -18,6 +18,7 @@ from kcompile.linear_scores import Functions, slopes, wide
 from kcompile.linear_tail import gradients, leaves, linear_tail
 from kcompile.runtime.full import patched
 from kcompile.runtime.inputs import Given
+from kcompile.runtime.module import IncrementalModule
 from kcompile.scorers import Question
 from kcompile.variants import EXACT, Changes
 
@@ -111,6 +112,13 @@ class Linear:
     def work_share(self) -> float:
         """Estimated work of one position, as a share of a full inference's."""
         return self.tail.share * self.question.inc.work_share()
+
+    @property
+    def module(self) -> None:
+        """There are several: none takes turns."""
+
+    def take_turns(self, other: IncrementalModule) -> None:
+        """See `Scorer.take_turns`: a cut is not for where memory is short."""
 
     @property
     def _base(self) -> Given:

@@ -35,14 +35,14 @@ class Functions:
     classes: int
 
     @staticmethod
-    def of(score: object, activation: str | None, targets: Sequence[int], classes: int) -> Functions:
-        """What to linearise for a score."""
+    def of(score: object, activation: str | None, targets: Sequence[int], classes: int, few: int = FEW) -> Functions:
+        """What to linearise for a score; of up to ``few`` classes all logits, where one hangs on all."""
         chosen = tuple(dict.fromkeys(targets))
         if score != "probability":
             return Functions("plain", chosen, classes)
         if activation == "sigmoid" or classes == 1:
             return Functions("sigmoid", chosen, classes)
-        return Functions("softmax" if classes <= FEW else "odds", chosen, classes)
+        return Functions("softmax" if classes <= few else "odds", chosen, classes)
 
     @property
     def known(self) -> tuple[int, ...]:

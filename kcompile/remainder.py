@@ -14,6 +14,7 @@ from kcompile.core.interval import IntArray
 from kcompile.heatmap import FloatArray
 from kcompile.linear_scorer import Linear
 from kcompile.runtime.inputs import Given
+from kcompile.runtime.module import IncrementalModule
 from kcompile.scorers import Exact
 
 CHUNK = 512  # positions at a time: the three runs make groups of their own
@@ -56,6 +57,13 @@ class Remainder:
     def work_share(self) -> float:
         """Estimated work of one position, as a share of a full inference's."""
         return self.core.work_share() + self.whole.work_share() + self.cropped.work_share()
+
+    @property
+    def module(self) -> None:
+        """There are several: none takes turns."""
+
+    def take_turns(self, other: IncrementalModule) -> None:
+        """See `Scorer.take_turns`: a cut is not for where memory is short."""
 
 
 def _values(linear: Linear, positions: IntArray) -> Tensor:

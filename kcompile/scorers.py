@@ -95,6 +95,13 @@ class Scorer(Protocol):
     def work_share(self) -> float:
         """Estimated work of one position, as a share of a full inference's."""
 
+    @property
+    def module(self) -> IncrementalModule | None:
+        """The module that makes bases, if it is one that may make them in turn with another."""
+
+    def take_turns(self, other: IncrementalModule) -> None:
+        """Where memory is short, another module's bases are dropped before this one's are made."""
+
 
 class Exact:
     """Incremental inference.
@@ -147,3 +154,12 @@ class Exact:
     def work_share(self) -> float:
         """Estimated work of one position, as a share of a full inference's."""
         return self.question.inc.work_share()
+
+    @property
+    def module(self) -> IncrementalModule | None:
+        """See `Scorer.module`."""
+        return self.question.inc
+
+    def take_turns(self, other: IncrementalModule) -> None:
+        """See `Scorer.take_turns`."""
+        self.other = other

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from kcompile.variants import has_gates
 
 KEEP = 0.98  # of the change, in measured extents
 MEASURED = 4  # images that they are measured on
+CORRECTED = (0.009, 0.023)  # shares of the positions that correct crops: on maps of 53 by 53, every 64 or 32 pixels
 
 
 def tune(
@@ -183,7 +185,9 @@ def quality(exact: Heatmap, approximate: Heatmap) -> float:
     return similarity(exact.scores, approximate.scores)
 
 
-def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = False) -> list[Approximation]:
+def candidates_for(
+    strides: Sequence[int], extents: Extents = (), gated: bool = False, positions: int = 0
+) -> list[Approximation]:
     """What `tune` tries by default: drill-down, crops, linear tails and held gates, alone and together.
 
     Args:
@@ -191,6 +195,7 @@ def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = 
         extents: What `measure_extents` found for the model; nothing for none.
         gated: The model has gates that can be held (`has_gates`). Most candidates hold them then, or update them to
             first order where there is a cut: behind a gate the exact map is dense.
+        positions: Of a map; crops are then also corrected by some of them, computed exactly.
     """
     stride = max(strides)
     drills: list[dict[str, Any]] = [
@@ -203,7 +208,13 @@ def candidates_for(strides: Sequence[int], extents: Extents = (), gated: bool = 
     made = [Approximation(tau=tau, **drill) for tau in (1.0, 0.4) for drill in drills]
     made += [Approximation(tau=tau, **drill) for tau in (0.6, 0.5) for drill in safer]
     made += [Approximation(extents=extents, **drill) for drill in ({}, *safer) if extents]
-    made += [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, *safer)]
+    made += [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, *safer, drills[2])]
+    if positions:
+        few, more = (max(9, round(share * positions)) for share in CORRECTED)
+        fast = [{"share": 0.05, "coarse": 4 * stride, "levels": 3}, *drills[2:]]
+        for tau, drill in product((0.4, 0.3), fast):
+            made.append(Approximation(tau=tau, correct=more, **drill))
+            made += [Approximation(tau=tau, cut=0.9, correct=count, **drill) for count in sorted({few, more})]
     if not gated:
         return made
     held = [replace(one, gates="linear" if one.linear else "held") for one in (Approximation(), *made)]
@@ -221,7 +232,7 @@ def default_candidates(job: Experiment, images: Sequence[Given]) -> list[Approxi
         gated = has_gates(inc)
         if inc.memory_budget is None:
             extents = extents_of(job.question, images[:MEASURED], KEEP, held=gated)
-    return candidates_for(strides_of(job.positions), extents, gated)
+    return candidates_for(strides_of(job.positions), extents, gated, job.count)
 
 
 def _select(

@@ -119,6 +119,12 @@ METHODS: dict[str, Callable[[Compiled], Approximation]] = {
     **{f"linear tail, {cut:g} of the work": lambda _, cut=cut: Approximation(cut=cut) for cut in CUTS},
     **{f"threshold {tau:g}": lambda _, tau=tau: Approximation(tau=tau) for tau in TAUS},
     "linear tail, 0.25, 144 exact": lambda _: Approximation(cut=0.25, correct=144),
+    **{
+        f"threshold {tau:g}, 64 exact": lambda _, tau=tau: Approximation(tau=tau, correct=64) for tau in (0.4, 0.3, 0.2)
+    },
+    "threshold 0.4, 64 exact, r 0.1, x4 x2": lambda net: Approximation(
+        tau=0.4, correct=64, share=0.1, coarse=4 * net.stride, levels=3
+    ),
     "threshold 0.6, r 0.1, stride x4 (Krypton)": lambda net: Approximation(tau=0.6, share=0.1, coarse=4 * net.stride),
     "extents that hold 0.98": lambda net: Approximation(extents=net.extents(0.98)),
     "extents 0.98, r 0.1, stride x2": lambda net: Approximation(
@@ -134,6 +140,7 @@ GATED: dict[str, Callable[[Compiled], Approximation]] = {
     "held gates, r 0.1, stride x2": lambda net: Approximation(gates="held", share=0.1, coarse=2 * net.stride),
     "held gates, threshold 0.5": lambda _: Approximation(gates="held", tau=0.5),
     "held gates, extents 0.98": lambda net: Approximation(gates="held", extents=net.extents(0.98)),
+    "held gates, 25 exact": lambda _: Approximation(gates="held", correct=25),
     "held gates, bfloat16": lambda _: Approximation(gates="held", dtype="bfloat16"),
     "held gates, linear tail, 0.5 of the work": lambda _: Approximation(gates="held", cut=0.5),
     "linear gates, linear tail, 0.5 of the work": lambda _: Approximation(gates="linear", cut=0.5),

@@ -28,6 +28,7 @@ def settings(net: Compiled) -> dict[str, Approximation]:
             "held gates": Approximation(gates="held"),
             **{f"held gates, threshold {tau:g}": Approximation(gates="held", tau=tau) for tau in (0.5, 0.3)},
             "held gates, extents that hold 0.98": Approximation(gates="held", extents=crops[0.98]),
+            "held gates, 25 exact": Approximation(gates="held", correct=25),
             "held gates, linear tail, 0.8 of the work": Approximation(gates="held", cut=0.8),
             "linear gates, linear tail, 0.8 of the work": Approximation(gates="linear", cut=0.8),
         }
@@ -39,6 +40,7 @@ def settings(net: Compiled) -> dict[str, Approximation]:
         "the same, 49 exact": Approximation(cut=CUT, correct=49),
         "linear tail, 0.8 of the work": Approximation(cut=0.8),
         **{f"threshold {tau:g}": Approximation(tau=tau) for tau in (0.5, 0.3)},
+        "threshold 0.3, 49 exact": Approximation(tau=0.3, correct=49),
         **{f"extents that hold {keep:g}": Approximation(extents=crops[keep]) for keep in crops},
         f"extents that hold 0.9, the rest linear at {CUT:g}": Approximation(extents=crops[0.9], cut=CUT, rest="linear"),
         "bfloat16": Approximation(dtype="bfloat16"),

@@ -18,7 +18,11 @@ SHAPE, PATCH = (3, 64, 61), (9, 8)
 OPTIONS: dict[str, Any] = {"stride": 2, "score": "logit", "target": 0}
 
 
-@pytest.mark.parametrize("changes", [{"tau": 0.4}, {"tau": 0.4, "share": 0.2}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"tau": 0.4}, {"tau": 0.4, "share": 0.2}, {"tau": 0.4, "correct": 36}, {"dtype": "bfloat16"}],
+    ids=str,
+)
 def test_the_same_map_within_the_budget(changes: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64 no weights are packed: what is measured is what the budget bounds."""
     monkeypatch.setattr("kcompile.variants.has_arithmetic", lambda *_: True)

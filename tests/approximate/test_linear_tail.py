@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import kcompile
 from kcompile import Approximation, InputError
+from kcompile.corrected import lattice
 from kcompile.cuda_ops import reference
 from tests.support.equivalence import incremental, reacting
 from tests.support.networks import Call, Residual, conv, conv_bn_relu
@@ -353,7 +354,7 @@ def test_corrections(score: str, seed: int) -> None:
         for correct in (0, 9, max(rows, cols) ** 2)
     ]
     close(maps[2].scores, exact.scores)
-    lines = [np.linspace(0, size - 1, 3).round().astype(int) for size in (rows, cols)]
+    lines = lattice(np.stack(np.meshgrid(*map(np.arange, (rows, cols)), indexing="ij"), -1).reshape(-1, 2), 9)
     scale = np.abs(exact.scores).max()
     np.testing.assert_allclose(maps[1].scores[np.ix_(*lines)], exact.scores[np.ix_(*lines)], atol=1e-6 * scale)
     assert np.abs(maps[0].scores[np.ix_(*lines)] - exact.scores[np.ix_(*lines)]).max() > 1e-4 * scale

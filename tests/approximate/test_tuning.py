@@ -161,7 +161,8 @@ def test_what_is_tried_by_default(inc: Any, images: Any, tmp_path: Path) -> None
         job = experiment(module, None, STRIDE, None, 0.0, None, "logit", None)
         tried[name] = default_candidates(job, as_images(images[:3], module)[0])
         assert len(set(tried[name])) == len(tried[name])
-        assert {one.tau for one in tried[name]} == {1.0, 0.6, 0.5, 0.4}
+        assert {one.tau for one in tried[name]} == {1.0, 0.6, 0.5, 0.4, 0.3}
+        assert {one.correct for one in tried[name]} == {0, 9}, "of 169 positions"
         assert not any(one.exact for one in tried[name])
     assert any(one.extents for one in tried["plain"])
     assert not any(one.extents for one in tried["file"])

@@ -30,9 +30,8 @@ from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.folding import Folding
 from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.memory import Memory
-from kcompile.runtime.moves import once, retarget
-from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs, Regions
+from kcompile.runtime.portable import Portable
 from kcompile.runtime.queries import is_finite, magnitude, widest
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.returning import Returning
@@ -42,10 +41,8 @@ from kcompile.runtime.tracking import infer, modes
 from kcompile.runtime.transfers import upload
 from kcompile.runtime.two_boxes import BASES, TwoBoxes
 
-GRAPHS = ("materializer", "front", "tail")
 
-
-class IncrementalModule(nn.Module):
+class IncrementalModule(Portable):
     """A model with its plan and graph modules; made by `kcompile.incrementalize`.
 
     Attributes:
@@ -63,7 +60,6 @@ class IncrementalModule(nn.Module):
     _memory_budget: int | None = None
     _tracks: bool = False  # a class attribute, so that `refresh` keeps what `track_base` set
     _autocast: torch.dtype | None
-    _like: Tensor
 
     def __init__(
         self,
@@ -357,6 +353,10 @@ class IncrementalModule(nn.Module):
         macs = sum(c * w for c, w in zip(cells, self.plan.cell_macs(), strict=True)) + self.plan.dense_macs()
         return min(macs / full, 1.0)
 
+    def new_runners(self) -> None:
+        """Forget what runs the graphs, with all that it packed and captured: it is made again at first use."""
+        self.runners = Runners(self)
+
     def executor(self) -> Executor:
         """The runner of front and tail, made at first use."""
         return self.runners.usual()
@@ -392,7 +392,7 @@ class IncrementalModule(nn.Module):
                 "with kcompile.incrementalize"
             )
         self.__dict__.update(self.recompile(self.model).__dict__)
-        self.runners = Runners(self)
+        self.new_runners()
 
     def watch(self, unread: frozenset[str] = frozenset()) -> None:
         """Take the weights as they are for those that were compiled; ``unread`` names buffers that don't matter."""
@@ -403,46 +403,6 @@ class IncrementalModule(nn.Module):
             raise ModelModeError("the module is in training mode, but was compiled for inference: call inc.eval()")
         if not self._weights.matches(self.model, hashed=hashed):
             raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles are made without what can be made again: prepacked weights and base images."""
-        dropped: dict[str, Any] = {
-            "runners": None,
-            "_store": None,
-            "_earlier": None,
-            "base_output": None,
-            "_flat_base": [],
-        }
-        notes = {part: take_notes(getattr(self, part)) for part in GRAPHS}
-        return {**self.__dict__, **dropped, "_notes": notes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """See `__getstate__`."""
-        notes = state.pop("_notes")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        for part, of_calls in notes.items():
-            restore_notes(getattr(self, part), of_calls)
-        self.runners = Runners(self)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IncrementalModule:
-        """Moves keep the plan, casts compile again (folded weights would keep the old rounding); bases are dropped."""
-        current, before, dtype = self._weights.matches(self.model), self._like, self._like.dtype
-        if self.recompile is None and fn(before).dtype != dtype:
-            raise InputError(
-                f"a module loaded from a file keeps its type, {dtype}: cast the model and compile it again"
-            )
-        fn = once(fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.outputs = self.outputs.moved(fn)
-        for part in GRAPHS:
-            retarget(getattr(self, part), before, self._like)
-        self.drop_base()
-        self.runners = Runners(self)
-        if self._like.dtype != dtype and self.recompile is not None:
-            self.refresh()
-        elif current:
-            self.watch(self._weights.unread)
-        return self
 
 
 def _place(results: list[Any], index: Tensor, outputs: Sequence[Tensor]) -> None:

@@ -28,8 +28,9 @@ from kcompile.runtime.folding import Folding
 from kcompile.runtime.frozen import FrozenModel
 from kcompile.runtime.graph_data import graph_data, read_graph
 from kcompile.runtime.inputs import FixedInput, Inputs, Leaf, TensorInput
-from kcompile.runtime.module import GRAPHS, IncrementalModule
+from kcompile.runtime.module import IncrementalModule
 from kcompile.runtime.outputs import Outputs
+from kcompile.runtime.portable import GRAPHS
 from kcompile.runtime.structure import read_structure, structure_data
 from kcompile.runtime.values import Reader, Writer
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import kcompile
-from kcompile.runtime.module import GRAPHS
+from kcompile.runtime.portable import GRAPHS
 from tests.support.equivalence import (
     SHAPE,
     assert_equivalent,

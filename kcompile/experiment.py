@@ -209,6 +209,7 @@ class Experiment:
             start = time.perf_counter()
             try:
                 base = scorer.base(given)
+                inference = time.perf_counter() - start
                 targets = as_targets(target, base)
                 scorer.aim(targets, flat)
             except KeyboardInterrupt:
@@ -216,7 +217,7 @@ class Experiment:
                     raise
                 return
             if index == 0:
-                seconds = len(images) * self.count * scorer.work_share() * (time.perf_counter() - start)
+                seconds = len(images) * self.count * scorer.work_share() * inference
                 meter.describe(f"estimate {seconds:.0f} s")
             scan = Scan.of(scorer, self.positions, base.size, self.approximation)
             values, checked, whole, stop = self._scan(scan, exact, given, base, targets, index, meter)

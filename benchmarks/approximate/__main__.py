@@ -10,7 +10,7 @@ import torch
 
 import kcompile
 from benchmarks.approximate import figures, report, study, timing
-from benchmarks.approximate.cases import CASES, OTHER, TEST, Case, Compiled, full_size
+from benchmarks.approximate.cases import CASES, CURVE, OTHER, TEST, Case, Compiled, full_size
 from benchmarks.approximate.quality import TUNED, OutOfTimeError, Store, measure, tune
 from benchmarks.machine import summary
 from kcompile import Approximation
@@ -30,8 +30,15 @@ def qualities(options: argparse.Namespace) -> None:
         except OutOfTimeError:
             print(f"{name}: out of time; run it again to go on with the search", flush=True)
             return
-        parts = [(TEST, options.images, False), (OTHER, options.other_images, False), (TEST, options.front, True)]
-        done = all(measure(net, store, which, count, until, compared) for which, count, compared in parts)
+        every = net.methods()
+        curve = {method: setting for method, setting in every.items() if method in CURVE}
+        parts = [
+            (TEST, options.images, None),
+            (OTHER, options.other_images, None),
+            (TEST, options.front, every),
+            (TEST, options.curve, curve),
+        ]
+        done = all(measure(net, store, which, count, until, methods) for which, count, methods in parts)
         if not done:
             print(f"{name}: out of time; run it again to go on", flush=True)
             return
@@ -126,6 +133,7 @@ def main() -> None:
     add("--images", type=int, default=100, help="held-out images per network")
     add("--other-images", type=int, default=40, help="images of other textures")
     add("--front", type=int, default=40, help="held-out images on which all methods are compared")
+    add("--curve", type=int, default=60, help="held-out images for the thresholds of Krypton's curve: fit on one half")
     add("--tuning-images", type=int, default=44, help="images for tuning, both halves together")
     add("--study-images", type=int, default=4, help="images of the stage study")
     add("--minutes", type=float, default=1e6, help="stop measuring qualities after so many; what is done is kept")

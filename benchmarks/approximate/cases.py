@@ -72,6 +72,8 @@ CASES = {
 
 TAUS = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 CUTS = (0.0, 0.12, 0.25, 0.5)
+CURVE = {f"threshold {tau:g}": tau for tau in TAUS}
+"""The methods that Krypton's curve is fitted to, and their thresholds."""
 MEASURED = 4  # images of `TUNE` that extents are measured on
 
 
@@ -117,7 +119,7 @@ METHODS: dict[str, Callable[[Compiled], Approximation]] = {
     "hierarchical, r 0.1, x4 x2": lambda net: Approximation(share=0.1, coarse=4 * net.stride, levels=3),
     "drill-down, r 0.1, stride x2": lambda net: Approximation(share=0.1, coarse=2 * net.stride),
     **{f"linear tail, {cut:g} of the work": lambda _, cut=cut: Approximation(cut=cut) for cut in CUTS},
-    **{f"threshold {tau:g}": lambda _, tau=tau: Approximation(tau=tau) for tau in TAUS},
+    **{method: lambda _, tau=tau: Approximation(tau=tau) for method, tau in CURVE.items()},
     "linear tail, 0.25, 144 exact": lambda _: Approximation(cut=0.25, correct=144),
     **{
         f"threshold {tau:g}, 64 exact": lambda _, tau=tau: Approximation(tau=tau, correct=64) for tau in (0.4, 0.3, 0.2)

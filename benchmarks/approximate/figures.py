@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.approximate.cases import TAUS
+from benchmarks.approximate.cases import CURVE, TAUS
 from benchmarks.approximate.curve import Curve
 from benchmarks.approximate.quality import TARGET, TUNED
 from benchmarks.approximate.report import CURVE_IMAGES, curve_pick, methods_in, speeds, values
@@ -76,7 +76,7 @@ def threshold(facts: Facts) -> Figure:
     figure, panels = _panels(2)
     for colour, (name, one) in zip(("#1b3fd6", "#d8152f", "#00876c", "#777777"), facts.items(), strict=False):
         part = one["sets"]["test"]
-        columns = np.stack([values(part, f"threshold {tau:g}") for tau in TAUS], axis=1)
+        columns = np.stack([values(part, method) for method in CURVE], axis=1)
         for tau, column in zip(TAUS, columns.T, strict=True):
             panels[0].plot(np.full(len(column), tau), column, ".", color=colour, markersize=2, alpha=0.5)
         fine = np.linspace(min(TAUS), 1, 50)

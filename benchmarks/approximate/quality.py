@@ -101,14 +101,15 @@ def measure(
     which: int,
     images: int,
     until: float,
-    compared: bool = False,
+    methods: dict[str, kcompile.Approximation] | None = None,
 ) -> bool:
-    """Similarities on the images of a set, as far as the time allows; true if all are there.
+    """Similarities of some methods (None: of the tuned setting) on the images of a set; true if all are there.
 
-    Of the tuned setting, or (``compared``) of all methods.
+    As far as the time allows.
     """
-    tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{net.case.name}.json"))
-    methods = net.methods() if compared else {TUNED: tuning.approximation}
+    if methods is None:
+        tuning = kcompile.Tuning.load(store.path.with_name(f"tuning-{net.case.name}.json"))
+        methods = {TUNED: tuning.approximation}
     part = store.of("sets", {TEST: "test", OTHER: "other"}[which])
     for index in range(images):
         found = part.get(str(index), {})

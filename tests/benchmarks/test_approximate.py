@@ -33,7 +33,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Any]:
         patch.setattr(quality, "KEPT", folder / "maps")
         assert not measure(net, store, TEST, 3, time.monotonic() - 1)  # no time: nothing
         assert measure(net, store, TEST, 3, time.monotonic() + 600)
-        assert measure(net, store, TEST, 2, time.monotonic() + 600, compared=True)
+        assert measure(net, store, TEST, 2, time.monotonic() + 600, net.methods())
         assert measure(net, store, OTHER, 2, time.monotonic() + 600)
     return store, net
 

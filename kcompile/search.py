@@ -206,7 +206,7 @@ def candidates_for(
     ]
     safer = [drills[1], drills[3]]
     made = [Approximation(tau=tau, **drill) for tau in (1.0, 0.4) for drill in drills]
-    made += [Approximation(tau=tau, **drill) for tau in (0.6, 0.5) for drill in safer]
+    made += [Approximation(tau=tau, **drill) for tau in (0.6, 0.5) for drill in (*safer, drills[2])]
     made += [Approximation(extents=extents, **drill) for drill in ({}, *safer) if extents]
     made += [Approximation(cut=cut, **drill) for cut in (0.5, 0.8) for drill in ({}, *safer, drills[2])]
     if positions:

@@ -26,7 +26,7 @@ def qualities(options: argparse.Namespace) -> None:
     for name in options.networks:
         net, store = Compiled.of(CASES[name]), Store(RESULTS / f"{name}.json")
         try:
-            print(f"{name}: {tune(net, store, options.tuning_images, until)}", flush=True)
+            print(f"{name}: {tune(net, store, options.tuning_images or net.case.tuning, until)}", flush=True)
         except OutOfTimeError:
             print(f"{name}: out of time; run it again to go on with the search", flush=True)
             return
@@ -134,7 +134,7 @@ def main() -> None:
     add("--other-images", type=int, default=40, help="images of other textures")
     add("--front", type=int, default=40, help="held-out images on which all methods are compared")
     add("--curve", type=int, default=60, help="held-out images for the thresholds of Krypton's curve: fit on one half")
-    add("--tuning-images", type=int, default=44, help="images for tuning, both halves together")
+    add("--tuning-images", type=int, help="images for tuning, both halves together (default: each network's own)")
     add("--study-images", type=int, default=4, help="images of the stage study")
     add("--minutes", type=float, default=1e6, help="stop measuring qualities after so many; what is done is kept")
     add("--rounds", type=int, default=3, help="of the paired times")

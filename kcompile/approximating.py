@@ -39,8 +39,6 @@ def approximate(question: Question, approximation: Approximation) -> Scorer:
 
 
 def _remainder(question: Question, approximation: Approximation, changes: Changes) -> Scorer:
-    if approximation.correct:
-        raise InputError(f"correct is {approximation.correct}; allowed with rest='linear' is 0")
     core = Exact(replace(question, inc=changed(question.inc, changes)))
     whole = Linear(question, approximation, replace(changes, cropping=Cropping()))
     return Remainder(core, whole, Linear(question, approximation, changes))

@@ -33,7 +33,8 @@ class Approximation:
             patched everywhere ("secant"); or by the mean of the gradients at the base and at some patched copies
             ("mean-gradient").
         correct: About how many positions, on a coarse lattice, are computed exactly to correct the others: by a factor,
-            and by their errors, interpolated. Only where something else than drill-down is approximated.
+            and by their errors, interpolated. Only where something else than drill-down is approximated, and not with
+            ``rest="linear"``.
         gates: Global gates (squeeze-and-excite and the like) are "exact", "held" at the base's value, or "linear":
             updated to first order.
         dtype: Type of the incremental computation; None is the model's own.
@@ -77,6 +78,8 @@ class Approximation:
         _check_count("levels", self.levels, 2)
         _check_count("samples", self.samples, 0)
         _check_count("correct", self.correct, 0)
+        if self.correct and self.rest == "linear":
+            raise InputError(f"correct is {self.correct}; allowed with rest='linear' is 0")
         if 0 < self.samples < FEWEST:
             raise InputError(f"samples is {self.samples}; allowed are 0 (no estimate) and at least {FEWEST}")
         for name in ("tau", "share", "cut", "coarse", "levels", "samples", "correct"):  # NumPy's numbers, too
@@ -117,7 +120,7 @@ class Approximation:
             "tau": f"tau {self.tau:g}" if self.tau < 1 else "",
             "extents": f"cropped in {len(self.extents)} layers" if self.extents else "",
             "cut": self._cut_text() if self.linear else "",
-            "correct": f"corrected by {self.correct} exact ones" if self.correct and not self.plain else "",
+            "correct": f"corrected by about {self.correct} exact ones" if self.correct and not self.plain else "",
             "gates": f"gates {self.gates}" if self.gates != "exact" else "",
             "dtype": self.dtype or "",
             "share": self._share_text() if self.drills else "",

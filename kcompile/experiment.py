@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -258,13 +259,11 @@ class Experiment:
         approximation = self.approximation or Approximation()
         done, stop, whole, checked = 0, False, False, None
         try:
-            for todo in scan.stages(approximation.share, base, targets):
-                for count in scan.compute(todo):
-                    done += count
-                    if stop := not meter.advance(count, index):
-                        meter.say("stopped by the callback")
-                        break
-                if stop:
+            stages = scan.stages(approximation.share, base, targets)
+            for count in chain(scan.begin(), (count for todo in stages for count in scan.compute(todo))):
+                done += count
+                if stop := not meter.advance(count, index):
+                    meter.say("stopped by the callback")
                     break
             whole = bool(scan.state.known.all()) or not stop
             if not stop and approximation.samples and not approximation.exact:

@@ -75,10 +75,9 @@ class Linear:
     def aim(self, targets: Sequence[int], positions: IntArray) -> None:
         """Take the gradients for some classes; see `Scorer.aim`."""
         question = self.question
-        activation = question.inc.activation_of(question.output)
         with gradients():
             found = question.linearised(self.outputs, 1)
-            self.functions = Functions.of(question.score, activation, targets, found.shape[1])
+            self.functions = self.functions_for(targets, found.shape[1])
             values = self.functions.values(found)
             mean = slopes(values, self.points)
             self.values = wide(values.detach())
@@ -96,11 +95,20 @@ class Linear:
         self.slopes = mean
         self.tail.keep(mean)
 
+    def begin(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Nothing is needed."""
+        yield from ()
+
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
         assert self.functions is not None, "aim comes first"
         for rows, values in self.values_at(positions):
             yield rows, self.functions.scores(values)
+
+    def functions_for(self, targets: Sequence[int], classes: int) -> Functions:
+        """Which functions are linearised for some targets, of so many classes."""
+        question = self.question
+        return Functions.of(question.score, question.inc.activation_of(question.output), targets, classes)
 
     def values_at(self, positions: IntArray) -> Iterator[tuple[IntArray, Tensor]]:
         """As `at`, the linearised functions' values [n, K']."""

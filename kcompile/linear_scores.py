@@ -40,7 +40,7 @@ class Functions:
         chosen = tuple(dict.fromkeys(targets))
         if score != "probability":
             return Functions("plain", chosen, classes)
-        if activation == "sigmoid" or classes == 1:
+        if activation == "sigmoid" or (classes == 1 and activation != "softmax"):
             return Functions("sigmoid", chosen, classes)
         return Functions("softmax" if classes <= few else "odds", chosen, classes)
 
@@ -52,9 +52,15 @@ class Functions:
     def values(self, found: Tensor) -> Tensor:
         """The functions' values [N, K'] from logits (or a user's scores) [N, K]; differentiable."""
         if self.kind != "odds":
-            return found[:, list(self.known)]
+            return found if self.known == tuple(range(self.classes)) else found[:, list(self.known)]
         others = [torch.cat([found[:, :k], found[:, k + 1 :]], dim=1).logsumexp(dim=1) for k in self.targets]
         return found[:, list(self.targets)] - torch.stack(others, dim=1)
+
+    def chosen(self, scores: FloatArray) -> FloatArray:
+        """Scores [N, K], NaN for classes that were not explained."""
+        unknown = [k for k in range(self.classes) if k not in set(self.known)]
+        scores[:, unknown] = np.nan
+        return scores
 
     def scores(self, values: Tensor) -> FloatArray:
         """Scores [N, K] from the functions' values [N, K']; NaN for classes that were not explained."""

@@ -43,6 +43,10 @@ class Remainder:
         self.whole.aim(targets, positions)
         self.cropped.follow(self.whole)
 
+    def begin(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Nothing is needed."""
+        yield from ()
+
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""
         functions = self.whole.functions

@@ -24,11 +24,13 @@ class Scan:
         scorer: With its base, aimed.
         positions: [*grid, axes].
         state: What is known of the map.
+        exactly: bool [*grid], positions whose exact scores an approximate scorer began with.
     """
 
     scorer: Scorer
     positions: IntArray
     state: Refinement
+    exactly: BoolArray
 
     @staticmethod
     def of(
@@ -54,7 +56,7 @@ class Scan:
         elif approximation is not None and approximation.drills:
             first = first_step(strides, approximation.share, approximation.coarse)
             steps = ladder(first, approximation.levels)
-        return Scan(scorer, positions, Refinement(grid, classes, steps))
+        return Scan(scorer, positions, Refinement(grid, classes, steps), np.zeros(grid, dtype=np.bool_))
 
     def stages(self, share: float, base: FloatArray, targets: Sequence[int]) -> Iterator[BoolArray]:
         """The positions [*grid] to compute, stage by stage; each must be computed before the next is asked for."""
@@ -62,9 +64,16 @@ class Scan:
         for level, part in enumerate(shares(share, len(self.state.lattices))):
             yield self.state.chosen(level, part, base, targets)
 
+    def begin(self) -> Iterator[int]:
+        """Take the scores that the scorer begins with, all exact; yields how many positions each group has."""
+        for rows, found in self.scorer.begin(self.flat):
+            self.state.put(rows, found)
+            self.exactly.reshape(-1)[rows] = True
+            yield len(rows)
+
     def compute(self, where: BoolArray) -> Iterator[int]:
-        """Score the positions of a mask [*grid], group by group; yields how many each has."""
-        index = np.flatnonzero(where)
+        """Score the positions of a mask [*grid] that are not known, group by group; yields how many each has."""
+        index = np.flatnonzero(where & ~self.state.known)
         for rows, found in self.scorer.at(self.flat[index]):
             self.state.put(index[rows], found)
             yield len(rows)
@@ -76,8 +85,8 @@ class Scan:
             exact: Of the same image; where it is this map's own scorer, only interpolated positions are approximated.
             count: How many.
         """
-        known = self.state.known.reshape(-1)
-        approximated = np.flatnonzero(~known) if exact is self.scorer else np.arange(known.size)
+        settled = self.state.known if exact is self.scorer else self.exactly
+        approximated = np.flatnonzero(~settled)
         rows = draw(approximated, count)
         if not len(rows):
             return None

@@ -49,6 +49,11 @@ class Question:
         score = "logit" if self.score == "probability" else self.score
         return scores(select(outputs, self.output), score, self.inc.activation_of(self.output), rows)
 
+    def told(self, outputs: Any, rows: int) -> Tensor:
+        """As `linearised`, but numbers without gradients, also of a user's score that counts or tells classes."""
+        found = self.linearised(outputs, rows).detach()
+        return found if found.is_floating_point() else found.float()
+
     def given(self, given: Given) -> Given:
         """An image's tensors in the type of the module, which may be another one than that of `occlusion`'s."""
         like = self.inc._like
@@ -76,7 +81,7 @@ def give_back(inc: IncrementalModule) -> None:
 
 
 class Scorer(Protocol):
-    """Gives the scores of patched copies of one image: first `base`, then `aim`, then `at`, as often as wanted."""
+    """Gives the scores of patched copies of an image: first `base`, `aim`, `begin`, then `at` as often as wanted."""
 
     def base(self, given: Given) -> FloatArray:
         """Make an image the base; its scores [K]."""
@@ -86,6 +91,13 @@ class Scorer(Protocol):
 
         Args:
             targets: The classes.
+            positions: [P, axes], all positions of the map.
+        """
+
+    def begin(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Exact scores that an approximate scorer needs before it gives others, as `at` does; to be taken to the end.
+
+        Args:
             positions: [P, axes], all positions of the map.
         """
 
@@ -128,6 +140,10 @@ class Exact:
 
     def aim(self, targets: Sequence[int], positions: IntArray) -> None:
         """All classes come at once."""
+
+    def begin(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Nothing is needed."""
+        yield from ()
 
     def at(self, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """Scores [n, K] at positions [N, axes], group by group, each with the indices of its positions."""

@@ -10,7 +10,8 @@ from typing import Any
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+CORRECTED_OTHERWISE = 1  # files of this format: where there is a correction, it was another one
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ class Tuning:
         """
         try:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
-            if facts.pop("format") != FORMAT:
-                raise InputError(f"{path} is of another version of kcompile")
+            version = facts.pop("format")
             facts["approximation"] = Approximation.from_dict(facts["approximation"])
+            if version != FORMAT and (version != CORRECTED_OTHERWISE or facts["approximation"].correct):
+                raise InputError(f"{path} is of another version of kcompile, whose maps were other ones: tune again")
             facts["trials"] = tuple(facts["trials"])
             kind = facts.pop("kind")
             kind.update({name: tuple(kind[name]) for name in ("patch_shape", "stride", "region")})

@@ -55,3 +55,15 @@ def test_a_variant_that_does_not_fit_is_told(seed: int) -> None:
     inc._memory_budget = 1  # as if variants took more than the module itself
     with pytest.raises(MemoryBudgetError, match="memory_budget is 1 bytes; one base image and a query of it takes"):
         kcompile.occlusion(inc, torch.randn(*SHAPE).double(), **OPTIONS, approximation=settings)
+
+
+def test_a_lattice_of_many_classes_has_its_share_of_the_budget(seed: int) -> None:
+    model = reacting(vgg(3, SHAPE[1:]), torch.randn(8, *SHAPE))
+    inc = incremental(torch.nn.Sequential(model, torch.nn.Linear(5, 1000)).double().eval(), SHAPE, PATCH)
+    image = torch.randn(*SHAPE, dtype=torch.float64)
+    inc.memory_budget = budget = 6 << 20
+    options: Any = {**OPTIONS, "approximation": Approximation(tau=0.4, correct=9)}
+    kcompile.occlusion(inc, image, **options)
+    assert peak_bytes(lambda: kcompile.occlusion(inc, image, **options)) <= budget
+    with pytest.raises(MemoryBudgetError, match=r"correct is 100: the scores of so many positions, with 1000 classes"):
+        kcompile.occlusion(inc, image, **{**options, "approximation": Approximation(tau=0.4, correct=100)})

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import kcompile
-from kcompile import Approximation, Tuning
+from kcompile import Approximation, InputError, Tuning
 from kcompile.experiment import experiment
 from kcompile.images import as_images
 from kcompile.search import Maps, default_candidates, split
@@ -349,3 +349,17 @@ def test_ctrl_c_ends_the_search(inc: Any, images: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(Exact, "at", stopped)
     with pytest.raises(KeyboardInterrupt):
         kcompile.tune(inc, images, candidates=[FINE], stride=STRIDE, **GUARANTEE)
+
+
+def test_files_of_before_whose_corrections_were_others_are_refused(tuning: Tuning, tmp_path: Path) -> None:
+    for number, setting in enumerate((Approximation(share=0.3, coarse=4), Approximation(tau=0.4, correct=9))):
+        path = tmp_path / f"{number}.json"
+        replace(tuning, approximation=setting).save(path)
+        assert Tuning.load(path).approximation == setting
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps({**facts, "format": 1}))
+        if setting.correct:
+            with pytest.raises(InputError, match="another version of kcompile, whose maps were other ones"):
+                Tuning.load(path)
+        else:
+            assert Tuning.load(path).approximation == setting

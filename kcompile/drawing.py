@@ -94,7 +94,7 @@ def _attribution(figure: Figure, axes: Axes, heat: Heatmap, over_image: bool) ->
     axes.imshow(values, cmap=COLOURS, vmin=-limit, vmax=limit, alpha=alpha, extent=extent, zorder=1.5)
     solid = axes.imshow(values, cmap=COLOURS, vmin=-limit, vmax=limit, visible=False, extent=extent)
     bar = figure.colorbar(solid, ax=axes, shrink=0.9, aspect=28, pad=0.02)
-    bar.set_label(f"drop of the {heat.score} under the patch", fontsize=9)
+    bar.set_label(f"drop of the {heat.score}, mean over patches that cover a pixel", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if known.size and known.any():  # one side of the scale alone, where the map has nothing on the other
         low, high = float(known.min()), float(known.max())

@@ -50,8 +50,8 @@ class ErrorEstimate:
     def __str__(self) -> str:
         """In one line, for captions."""
         return (
-            f"{self.share:.0%} of the positions are off by ≤ {self.error:.2g} ({self.low:.2g} … {self.high:.2g} with "
-            f"{self.confidence:.0%} confidence, {self.samples} sampled)"
+            f"{self.share:.0%} of the approximated positions are off by ≤ {self.error:.2g} ({self.low:.2g} … "
+            f"{self.high:.2g} with {self.confidence:.0%} confidence, {self.samples} sampled)"
         )
 
     def to_dict(self) -> dict[str, Any]:

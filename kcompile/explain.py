@@ -113,6 +113,9 @@ def _check_together(request: Request, tuning: Tuning | None) -> None:
         raise InputError("--compare checks exact maps; an approximate one tells by itself how far it is off")
 
 
+LISTED = 20  # classes whose names fit into a message
+
+
 def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:
     """A class by number or by name, whatever the case.
 
@@ -125,7 +128,12 @@ def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:
     if target.lower() in names:
         return names.index(target.lower())
     close = difflib.get_close_matches(target.lower(), names, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "give its number"
+    if len(names) <= LISTED:
+        hint = f"allowed are {', '.join(categories)}, or a number" if names else "this model's have only numbers"
+    else:
+        hint = f"allowed are a number below {len(names)}, or a name"
+    if close:
+        hint = f"did you mean {', '.join(close)}?"
     raise InputError(f"there is no class {target!r}: {hint}")
 
 

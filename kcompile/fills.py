@@ -121,6 +121,8 @@ def check_value(value: Tensor, shape: Sequence[int], sizes: Sequence[int]) -> Te
     fits = [(), (1,), (shape[0],), (shape[0], *sizes), tuple(shape)]
     if value.is_complex():
         raise InputError(f"value has type {value.dtype}; allowed are real numbers")
+    if value.dim() < 2 and value.isnan().any():
+        raise InputError(f"value is {value.tolist()}; allowed are numbers, not NaN")
     if tuple(value.shape) not in fits:
         if value.dim() == 1:
             raise InputError(f"value has {len(value)} numbers; the image has {shape[0]} channels")

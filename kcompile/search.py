@@ -93,7 +93,7 @@ def tune(
     _check_once(given)
     chosen, certifying = split(len(given), images_needed(coverage, confidence), seed)
     job = experiment(inc, patch_shape, stride, overlap, value, roi, score, output)
-    tried = default_candidates(job, [given[i] for i in chosen]) if candidates is None else list(candidates)
+    tried = default_candidates(job, [given[i] for i in chosen]) if candidates is None else _checked(candidates)
     maps = Maps(job, target)
     with Meter(len(chosen) * (1 + len(tried)), None, progress) as meter:
         trials = _select(maps, [given[i] for i in chosen], tried, float(target_ssim), coverage, meter)
@@ -132,6 +132,16 @@ def split(images: int, needed: int, seed: int) -> tuple[list[int], list[int]]:
         )
     order = np.random.default_rng(seed).permutation(images).tolist()
     return sorted(order[: images // 2]), sorted(order[images // 2 :])
+
+
+def _checked(candidates: Sequence[Approximation]) -> list[Approximation]:
+    """The candidates, if there are any and all are Approximations; InputError otherwise."""
+    for one in candidates:
+        if not isinstance(one, Approximation):
+            raise InputError(f"candidates has a {type(one).__name__}, {one!r}; allowed are kcompile.Approximations")
+    if not candidates:
+        raise InputError("candidates is empty; allowed are kcompile.Approximations, or None for the default ones")
+    return list(candidates)
 
 
 def _check_once(images: Sequence[Given]) -> None:

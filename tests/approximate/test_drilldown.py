@@ -110,7 +110,7 @@ def test_the_error_is_that_of_positions_that_are_not_computed(inc: Any, image: T
     found = np.abs(heat.scores - exact.scores).reshape(-1)[heat.checked.rows]
     assert heat.error.largest == pytest.approx(found.max(), rel=1e-3, abs=1e-5)
     assert found.max() > 1e-3 * np.abs(exact.scores).max()  # they are interpolated ones
-    assert "90% of the positions are off by" in heat.caption
+    assert "90% of the approximated positions are off by" in heat.caption
     other = heat.retarget((heat.target + 1) % 3)
     assert other.error.error != heat.error.error
     heat.save(tmp_path / "heat.npz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -363,3 +364,19 @@ def test_files_of_before_whose_corrections_were_others_are_refused(tuning: Tunin
                 Tuning.load(path)
         else:
             assert Tuning.load(path).approximation == setting
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [([{"tau": 0.4}], "candidates has a dict, {'tau': 0.4}; allowed"), ([], "candidates is empty; allowed")],
+)
+def test_candidates_that_are_none(candidates: Any, said: str, inc: Any, images: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        kcompile.tune(inc, images, candidates=candidates, stride=STRIDE, **GUARANTEE)
+
+
+def test_without_a_certificate_it_says_how_near_it_came(tuning: Tuning) -> None:
+    told = ({"candidate": "x", "met": 0.6, "cost": 0.2, "certified": None}, {"candidate": "y", "met": 0.8})
+    found = str(replace(tuning, approximation=Approximation(), trials=told))
+    assert found.startswith("exact: none of 2 approximations is certified to reach SSIM")
+    assert "the best reached it on 80% of the images" in found

@@ -214,6 +214,11 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
         (["--target", "4"], "target is 4; the model has classes 0 … 3"),
         (["--target", "fluids"], "there is no class 'fluids': did you mean fluid?"),
         (
+            ["--target", "oedema"],
+            "there is no class 'oedema': allowed are normal, drusen, fluid, membrane, or a number",
+        ),
+        (["--value", "nan"], "value is [nan]; allowed are numbers, not NaN"),
+        (
             ["--value", "1,2"],
             "--value is '1,2'; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, or 3",
         ),

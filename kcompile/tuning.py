@@ -79,9 +79,9 @@ class Tuning:
         if self.approximation.exact:
             best = max((told["met"] for told in self.trials), default=0.0)
             return (
-                f"exact: none of {len(self.trials)} approximations is certified to reach SSIM ≥ {self.target_ssim:g} for "
-                f"≥ {self.coverage:.0%} of the images with {self.confidence:.0%} confidence and to be faster\n(on the "
-                f"half that they were chosen on, the best reached it on {best:.0%} of the images; `trials` has all)"
+                f"exact: none of {len(self.trials)} approximations is certified to reach SSIM ≥ {self.target_ssim:g} "
+                f"for ≥ {self.coverage:.0%} of the images with {self.confidence:.0%} confidence and to be faster\n(on "
+                f"the half that they were chosen on, the best reached it on {best:.0%} of the images; `trials` has all)"
             )
         return (
             f"{self.approximation}: SSIM ≥ {self.target_ssim:g} for ≥ {self.coverage:.0%} of the images with "

@@ -182,7 +182,7 @@ def curved(outputs: Tensor) -> Tensor:
     return (outputs.square() + outputs)[:, :3]
 
 
-@pytest.mark.parametrize("score", ["logit", "probability", curved], ids=str)
+@pytest.mark.parametrize("score", ["logit", "probability", curved], ids=["logit", "probability", "curved"])
 @pytest.mark.parametrize(
     "changes",
     [{"tau": 0.4}, {"gates": "held"}, {"tau": 0.6, "gates": "held"}, {"tau": 0.4, "cut": 0.9}, {"dtype": "bfloat16"}],

@@ -240,7 +240,7 @@ def test_linear_gates_by_hand(name: str, cut: str | float, seed: int) -> None:
         want = want + ((now - base) * slope).flatten(1).sum(1)
     scale = float(want.abs().max())
     np.testing.assert_allclose(heat.scores.reshape(-1), want, rtol=0, atol=1e-6 * scale)
-    assert np.abs(heat.scores - held.scores).max() > 1e-3 * scale
+    assert np.abs(heat.scores - held.scores).max() > 1e-4 * scale, "void"  # a hundred times what may be off
 
 
 def test_linear_gates_need_a_cut() -> None:

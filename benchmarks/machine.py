@@ -61,7 +61,7 @@ def others() -> Iterator[Busy]:
     yield busy
     if before is not None and (after := _ticks()) is not None:
         total, taken, mine = (end - start for start, end in zip(before, after, strict=True))
-        busy.share = max(taken - mine, 0.0) / max(total, 1e-9)
+        busy.share = min(max(taken - mine, 0.0) / max(total, 1e-9), 1.0)  # not above by rounding
 
 
 def _ticks() -> tuple[float, float, float] | None:

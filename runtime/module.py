@@ -20,7 +20,6 @@ from kcompile.core.errors import (
 )
 from kcompile.core.interval import IntArray
 from kcompile.core.plan import Plan
-from kcompile.core.region import evaluate
 from kcompile.cuda_ops.slab import release
 from kcompile.runtime.autocast import autocast_dtype, described
 from kcompile.runtime.base_store import BaseStore
@@ -30,13 +29,13 @@ from kcompile.runtime.fingerprint import Fingerprint
 from kcompile.runtime.folding import Folding
 from kcompile.runtime.inputs import Given, Inputs
 from kcompile.runtime.memory import Memory
-from kcompile.runtime.outputs import Outputs, Regions
+from kcompile.runtime.outputs import Outputs, Regions, place
 from kcompile.runtime.portable import Portable
-from kcompile.runtime.queries import is_finite, magnitude, widest
+from kcompile.runtime.queries import channels_last, is_finite, magnitude, widest
 from kcompile.runtime.query import Queries, read_queries
 from kcompile.runtime.returning import Returning
 from kcompile.runtime.runners import Runners
-from kcompile.runtime.scheduler import centre, patch_regions
+from kcompile.runtime.scheduler import work_share
 from kcompile.runtime.tracking import infer, modes
 from kcompile.runtime.transfers import upload
 from kcompile.runtime.two_boxes import BASES, TwoBoxes
@@ -156,7 +155,7 @@ class IncrementalModule(Portable):
             self.runners.executors = {}  # they may have packed them
         if (memory := self.runners.checked_memory(len(given.rows[0]), autocast)) is not None:
             self.drop_base()  # two of them needn't fit
-        returning, images = Returning(self._memory_budget), _channels_last(given.rows[0])
+        returning, images = Returning(self._memory_budget), channels_last(given.rows[0])
         self._store, flat, finite = self._materialized(images, given.rows[1:], autocast, memory)
         known = [*given.rows, *given.whole.values(), *flat]
         finite = finite and all(is_finite(value) for value in known if isinstance(value, Tensor))
@@ -270,7 +269,7 @@ class IncrementalModule(Portable):
             outputs = whole if regions is None else regions.cut(rows, whole)
             if results is None:
                 results = [out.new_empty((len(queries), *out.shape[1:])) for out in outputs]
-            _place(results, upload(rows, self._like.device), outputs)
+            place(results, upload(rows, self._like.device), outputs)
             del whole
             outputs = ()  # nothing of a group is kept while the next one is made
         self._give_back()
@@ -347,11 +346,7 @@ class IncrementalModule(Portable):
 
     def work_share(self) -> float:
         """Estimated multiply-adds of one query, as a share of a full inference's."""
-        full = max(self.plan.full_macs(), 1)
-        boxes = evaluate(self.plan.regions, patch_regions(centre(self.plan), self.plan.patch_shape))
-        cells = [float(box.cells[0]) for box in boxes]
-        macs = sum(c * w for c, w in zip(cells, self.plan.cell_macs(), strict=True)) + self.plan.dense_macs()
-        return min(macs / full, 1.0)
+        return work_share(self.plan)
 
     def new_runners(self) -> None:
         """Forget what runs the graphs, with all that it packed and captured: it is made again at first use."""
@@ -403,14 +398,3 @@ class IncrementalModule(Portable):
             raise ModelModeError("the module is in training mode, but was compiled for inference: call inc.eval()")
         if not self._weights.matches(self.model, hashed=hashed):
             raise StaleWeightsError("the model's weights changed after compilation: call inc.refresh()")
-
-
-def _place(results: list[Any], index: Tensor, outputs: Sequence[Tensor]) -> None:
-    for into, out in zip(results, outputs, strict=True):
-        into.index_copy_(0, index, out)
-
-
-def _channels_last(batch: Tensor) -> Tensor:
-    """A copy, which the user can't write to."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return batch.clone(memory_format=formats.get(batch.dim(), torch.contiguous_format))

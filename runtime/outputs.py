@@ -138,3 +138,9 @@ class Regions:
                 continue
             made.append(MapRegion(result, torch.from_numpy(place.origins), out.axes))
         return made
+
+
+def place(results: list[Any], index: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Put the results of some rows into those of all, in place."""
+    for into, out in zip(results, outputs, strict=True):
+        into.index_copy_(0, index, out)

@@ -15,9 +15,7 @@ from kcompile.runtime.notes import restore_notes, take_notes
 from kcompile.runtime.outputs import Outputs
 
 GRAPHS = ("materializer", "front", "tail")
-MADE_AGAIN: dict[str, Any] = {
-    "runners": None, "_store": None, "_earlier": None, "base_output": None, "_flat_base": [],
-}  # fmt: skip
+MADE_AGAIN = ("runners", "_store", "_earlier", "base_output")
 
 
 class Portable(nn.Module):
@@ -48,7 +46,7 @@ class Portable(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are made without what can be made again: prepacked weights and base images."""
         notes = {part: take_notes(getattr(self, part)) for part in GRAPHS}
-        return {**self.__dict__, **MADE_AGAIN, "_flat_base": [], "_notes": notes}
+        return {**self.__dict__, **dict.fromkeys(MADE_AGAIN), "_flat_base": [], "_notes": notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See `__getstate__`."""

@@ -85,3 +85,9 @@ def check_kind(value: Tensor, what: str, like: Tensor, dtype: torch.dtype | None
         raise InputError(f"{what} has type {value.dtype}; the model computes in {wanted}{hint}")
     if value.device != like.device:
         raise InputError(f"{what} is on {value.device}; the module is on {like.device}")
+
+
+def channels_last(batch: Tensor) -> Tensor:
+    """A copy of images, which the user can't write to."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return batch.clone(memory_format=formats.get(batch.dim(), torch.contiguous_format))

@@ -203,3 +203,11 @@ class _AxisClasses:
         self.labels[self.labels > b] -= 1
         self.extents = np.delete(self.extents, b, axis=0)
         self.counts = np.delete(self.counts, b)
+
+
+def work_share(plan: Plan) -> float:
+    """Multiply-adds of a query in the image's middle, as a share of a full inference's; at most 1."""
+    boxes = evaluate(plan.regions, patch_regions(centre(plan), plan.patch_shape))
+    cells = [float(box.cells[0]) for box in boxes]
+    macs = sum(c * w for c, w in zip(cells, plan.cell_macs(), strict=True)) + plan.dense_macs()
+    return min(macs / max(plan.full_macs(), 1), 1.0)

@@ -57,7 +57,9 @@ def random_case(channels: int, dtype: torch.dtype, kernel: tuple[int, int]) -> t
     """Arguments of `read_convolved`; patches stick out of windows on all sides, some lie outside."""
     draw = random.randint
     queries, bases, filters = draw(1, 3), draw(1, 3), random.choice([1, 5, 32, 70])
-    stride, dilation, padding = ([draw(1, 2), draw(1, 2)] for _ in range(3))
+    stride, dilation = ([draw(1, 2), draw(1, 2)] for _ in range(2))
+    # PyTorch 2.14 reads beyond memory where bfloat16 has padding and one tap that is dilated: it means nothing there
+    dilation = [1 if taps == 1 else step for taps, step in zip(kernel, dilation, strict=True)]
     padding = [draw(0, 1), draw(0, 1)]
     spans = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
     extent = [max(span - 2 * zeros, 1) + draw(0, 5) for span, zeros in zip(spans, padding, strict=True)]
@@ -149,7 +151,7 @@ def interpreted(program: str, *arguments: str) -> list[dict[str, Any]]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-3000:]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

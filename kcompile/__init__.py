@@ -82,7 +82,7 @@ _HOMES = {
         "kcompile.core.errors",
     ),
 }
-_MODULES = ("captum", "monai")  # classes with these libraries' signatures
+_MODULES = ("captum", "metrics", "monai")  # the first and the last have classes with these libraries' signatures
 __all__ = sorted(_HOMES)
 
 

@@ -14,10 +14,11 @@ from kcompile.approximation import Approximation
 from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.experiment import experiment
+from kcompile.grid import strides_of
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.lattice import BoolArray
-from kcompile.scan import Scan, strides_of
+from kcompile.scan import Scan
 from kcompile.scorers import Exact
 from kcompile.scoring import Score
 from kcompile.targets import as_targets, several

@@ -12,7 +12,7 @@ from kcompile.corrected import Corrected, Whole
 from kcompile.linear_scorer import Linear
 from kcompile.remainder import Remainder
 from kcompile.scorers import Exact, Question, Scorer
-from kcompile.variants import Changes, Cropping, changed, in_dtype
+from kcompile.variants import Changes, Cropping, changed, has_gates, in_dtype
 
 
 def approximate(question: Question, approximation: Approximation) -> Scorer:
@@ -29,6 +29,8 @@ def approximate(question: Question, approximation: Approximation) -> Scorer:
     if approximation.dtype is not None:
         question = replace(question, inc=in_dtype(question.inc, approximation.dtype))
     changes = Changes(Cropping(approximation.tau, approximation.extents), approximation.gates != "exact")
+    if approximation.gates == "held" and not has_gates(question.inc):
+        raise InputError("gates is 'held', but this model has no global gates that could be; allowed is 'exact'")
     if approximation.linear:
         if approximation.rest == "linear":
             return _remainder(question, approximation, changes)

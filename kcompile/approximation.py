@@ -39,9 +39,11 @@ class Approximation:
             updated to first order.
         dtype: Type of the incremental computation; None is the model's own.
         share: Of the positions that drill-down computes at full quality, 0 < share <= 1; 1 computes all of them.
-        coarse: Stride of drill-down's first stage, in pixels; None derives it.
-        levels: Number of drill-down's stages.
-        samples: Positions that are also computed exactly, for the error estimate.
+        coarse: Stride of drill-down's first stage, in pixels; None derives it. One that leaves no position out, or a
+            map of a few positions, gives a map that is computed wholly, and says so.
+        levels: Number of drill-down's stages, at most: each has half the stride of the one before.
+        samples: Positions that are also computed exactly, for the error estimate; 0 for none.
+        seed: Of the draw of these; None draws others each time. The map doesn't depend on it.
 
     Raises:
         InputError: A value that is not allowed.
@@ -59,6 +61,7 @@ class Approximation:
     coarse: int | None = None
     levels: int = 2
     samples: int = 32
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -76,13 +79,17 @@ class Approximation:
         if self.coarse is not None:
             _check_count("coarse", self.coarse, 1)
         _check_count("levels", self.levels, 2)
-        _check_count("samples", self.samples, 0)
         _check_count("correct", self.correct, 0)
+        if self.seed is not None:
+            _check_count("seed", self.seed, 0)
         if self.correct and self.rest == "linear":
             raise InputError(f"correct is {self.correct}; allowed with rest='linear' is 0")
-        if 0 < self.samples < FEWEST:
-            raise InputError(f"samples is {self.samples}; allowed are 0 (no estimate) and at least {FEWEST}")
-        for name in ("tau", "share", "cut", "coarse", "levels", "samples", "correct"):  # NumPy's numbers, too
+        if self.correct and self.plain:
+            raise InputError(
+                f"correct is {self.correct}, and no score needs it; allowed with tau, extents, cut, gates or dtype"
+            )
+        _check_samples(self.samples)
+        for name in ("tau", "share", "cut", "coarse", "levels", "samples", "correct", "seed"):  # NumPy's numbers, too
             value = getattr(self, name)
             if isinstance(value, Integral):
                 object.__setattr__(self, name, int(value))
@@ -120,7 +127,7 @@ class Approximation:
             "tau": f"tau {self.tau:g}" if self.tau < 1 else "",
             "extents": f"cropped in {len(self.extents)} layers" if self.extents else "",
             "cut": self._cut_text() if self.linear else "",
-            "correct": f"corrected by about {self.correct} exact ones" if self.correct and not self.plain else "",
+            "correct": f"corrected by about {self.correct} exact ones" if self.correct else "",
             "gates": f"gates {self.gates}" if self.gates != "exact" else "",
             "dtype": self.dtype or "",
             "share": self._share_text() if self.drills else "",
@@ -179,6 +186,12 @@ def _check_share(name: str, value: Any) -> None:
 def _check_name(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def _check_samples(value: Any) -> None:
+    counts = isinstance(value, Integral) and not isinstance(value, bool)
+    if not counts or (value != 0 and value < FEWEST):
+        raise InputError(f"samples is {value!r}; allowed are 0 (no estimate) and integers of at least {FEWEST}")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

@@ -133,6 +133,7 @@ def explain(
     gates: choices.Gates = None,
     dtype: choices.Dtype = None,
     samples: choices.Samples = None,
+    seed: choices.Seed = None,
     memory_budget: Budget = None,
     threads: Threads = None,
 ) -> None:
@@ -144,6 +145,7 @@ def explain(
             {
                 "share": share, "coarse": coarse, "levels": levels, "tau": tau, "cut": cut, "rest": rest,
                 "reference": reference, "correct": correct, "gates": gates, "dtype": dtype, "samples": samples,
+                "seed": seed,
             }
         )  # fmt: skip
         request = Request(
@@ -176,17 +178,18 @@ def tune(
     """Find the fastest approximation whose maps are good enough, and certify it on half of the pictures."""
     with _readable_errors(threads):
         import kcompile
-        from kcompile.explain import fill_of
+        from kcompile.explain import value_of
         from kcompile.loading import load_model
         from kcompile.pictures import read_picture
 
+        value_of(value)  # before the model is loaded
         loaded = load_model(model, weights, size=size, num_classes=num_classes)
         inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
         found = kcompile.tune(
             inc, [loaded.prepare(read_picture(path, loaded.channels))[1] for path in images],
             target_ssim=target_ssim, coverage=coverage, confidence=confidence,
             stride=_numbers("stride", stride, 1, 2) if stride else None,
-            value=fill_of(value, loaded.input_shape, inc.plan.patch_shape), progress=sys.stderr.isatty(),
+            value=value_of(value, loaded.input_shape[0]), progress=sys.stderr.isatty(),
         )  # fmt: skip
         found.save(out)
         typer.echo(found)

@@ -37,6 +37,7 @@ Dtype = Annotated[str | None, _option("dtype", "bfloat16 or float16.")]
 Samples = Annotated[
     int | None, _option("samples", "Positions computed exactly as well, for the error estimate. By default 32.")
 ]
+Seed = Annotated[int | None, _option("seed", "Of the draw of these. By default another draw each time.")]
 
 
 def approximation_of(given: dict[str, Any]) -> Approximation | None:

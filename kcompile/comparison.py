@@ -94,10 +94,20 @@ def judge(quick: FloatArray, full: FloatArray, base: FloatArray) -> Verdict:
 
 
 def spread(heat: Heatmap, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Pick computed positions of a map, evenly spread: positions [n, 2] and scores [n, K] with n at most ``count``."""
+    """Pick computed positions of a map: half of them where the score changes most, the others evenly spread.
+
+    What a patch changes most is what a map is read for, and where an error would show.
+
+    Returns:
+        Positions [n, 2] and scores [n, K], with n at most ``count``, in the map's order.
+    """
     positions, values = heat.positions.reshape(-1, 2), heat.all_scores.reshape(-1, heat.all_scores.shape[-1])
     done = np.flatnonzero(~np.isnan(values).all(axis=1) | (not heat.stopped))  # NaN is what a stopped map lacks
-    chosen = done[np.unique(np.linspace(0, len(done) - 1, min(count, len(done))).round().astype(int))]
+    change = np.nan_to_num(np.abs(values[done, heat.target] - heat.base_score))
+    strongest = done[np.argsort(-change, kind="stable")[: count // 2]]
+    others = np.setdiff1d(done, strongest)
+    at = np.linspace(0, len(others) - 1, min(count - len(strongest), len(others))).round().astype(int)
+    chosen = np.union1d(strongest, others[at])
     return positions[chosen], values[chosen]
 
 

@@ -74,3 +74,25 @@ class Noise(Drawn):
 
 
 NAMED: dict[str, Drawn] = {"blur": Blur(), "noise": Noise()}
+
+
+def told(value: Any) -> str:
+    """What a patch shows, in a few words, from a user's ``value``: for captions."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Blur):
+        return "blur" if value.sigma is None else f"blur (sigma {_numbers(value.sigma)})"
+    if isinstance(value, Noise):
+        return f"noise (seed {value.seed})"
+    if hasattr(value, "transform") and hasattr(value, "value"):  # `kcompile.Pixels`
+        return f"{told(value.value)} in the picture's units"
+    if hasattr(value, "source"):  # a fill that was read before
+        return told(getattr(value, "drawn", getattr(value, "value", type(value).__name__)))
+    axes = np.ndim(value.detach().cpu() if hasattr(value, "detach") else value)
+    return _numbers(value) if axes < 2 else "pixels of its own"
+
+
+def _numbers(value: Any) -> str:
+    """One number, or several with commas between them."""
+    values = value.tolist() if hasattr(value, "tolist") else value
+    return ", ".join(f"{one:g}" for one in (values if isinstance(values, Sequence) else [values]))

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
+from kcompile.drawn_fills import told
 from kcompile.estimate import Checked
 from kcompile.fills import Fill, as_fill
-from kcompile.grid import grid, patch_within, steps
+from kcompile.grid import grid, patch_within, steps, strides_of
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
 from kcompile.runtime.module import IncrementalModule
-from kcompile.scan import Scan, strides_of
+from kcompile.scan import Scan
 from kcompile.scorers import Exact, Question, Scorer, give_back
 from kcompile.scoring import Score
 from kcompile.targets import Targets, as_targets, several
@@ -119,7 +120,8 @@ def experiment(
     shape = inc.plan.input_shape
     patch = patch_within(patch_shape, inc.plan.patch_shape)
     positions = grid(shape[1:], patch, steps(stride, overlap, patch), roi)
-    return Experiment(Question(inc, patch, as_fill(value, shape, patch), score, output), positions, approximation)
+    question = Question(inc, patch, as_fill(value, shape, patch), score, output)
+    return Experiment(question, positions, approximation, told(value))
 
 
 def scorer_of(question: Question, approximation: Approximation | None) -> Scorer:
@@ -149,11 +151,13 @@ class Experiment:
         question: What is asked of each position.
         positions: [*grid, axes], the patch's corners.
         approximation: What may be approximated.
+        shown: What the patch shows, in a few words.
     """
 
     question: Question
     positions: IntArray
     approximation: Approximation | None = None
+    shown: str = ""
 
     @property
     def count(self) -> int:
@@ -175,6 +179,7 @@ class Experiment:
             target="predicted" if target is None else str(target),
             output=str(question.output),
             model=digest.hexdigest()[:16],
+            shown=self.shown,
         )
 
     @property
@@ -223,7 +228,8 @@ class Experiment:
             scan = Scan.of(scorer, self.positions, base.size, self.approximation)
             values, checked, whole, stop = self._scan(scan, exact, given, base, targets, index, meter)
             seconds = time.perf_counter() - start
-            yield self.heatmap(values, base, targets[0], seconds, self.approximation, checked, stopped=not whole)
+            told = scan.told(self.approximation)
+            yield self.heatmap(values, base, targets[0], seconds, told, checked, stopped=not whole)
             if stop:
                 return
 
@@ -240,9 +246,9 @@ class Experiment:
     ) -> Heatmap:
         """The map with these scores [*grid, K]."""
         question = self.question
-        told = None if approximation is None or approximation.exact else approximation
+        kept = None if approximation is None or approximation.exact else approximation
         size = question.inc.plan.input_shape[1:]
-        said = (self.score_name, seconds, told, checked, stopped)
+        said = (self.score_name, seconds, kept, checked, stopped, self.shown)
         return Heatmap(values, base, target, self.positions, question.patch, size, *said)
 
     def _scan(
@@ -269,7 +275,7 @@ class Experiment:
             if not stop and approximation.samples and not approximation.exact:
                 if exact is not scan.scorer:
                     exact.base(given)
-                checked = scan.check(exact, approximation.samples)
+                checked = scan.check(exact, approximation.samples, approximation.seed)
             if not stop and done < self.count:  # what is interpolated needs no more time
                 stop = not meter.advance(self.count - done, index)
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import difflib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -73,6 +74,10 @@ def run(request: Request, progress: bool) -> int:
     tuning = None if request.tuning is None else Tuning.load(request.tuning)
     _check_together(request, tuning)
     request = request if tuning is None else replace(request, score=tuning.kind.score)
+    if tuning is not None and request.stride is None and request.overlap is None:
+        request = replace(request, stride=tuning.kind.stride)
+    step = steps(request.stride, request.overlap, request.patch)  # what needs no model is checked before it is loaded
+    value_of(request.value)
     loaded = load_model(request.model, request.weights, size=request.size, num_classes=request.num_classes)
     approximation = None if request.approximation is None else with_cut(request.approximation, loaded.model)
     target = class_number(request.target, loaded.categories)
@@ -81,20 +86,16 @@ def run(request: Request, progress: bool) -> int:
     inc = incrementalize(loaded.model, loaded.input_shape, request.patch, memory_budget=request.memory_budget)
     compiled = time.perf_counter() - start
     patch, shape = inc.plan.patch_shape, loaded.input_shape
-    stride = (
-        tuning.kind.stride
-        if tuning is not None and request.stride is None and request.overlap is None
-        else request.stride
-    )
-    fill, step = fill_of(request.value, shape, patch), steps(stride, request.overlap, patch)
+    value = value_of(request.value, shape[0])
+    fill = as_fill(value, shape, patch)
     grid(shape[1:], patch, step, request.roi)  # so is a bad roi
     _line("model", f"{request.model}, {loaded.weights}, compiled in {compiled:.1f} s")
     code = 0
     for one, (picture, image) in zip(files, pictures, strict=True):
         _line("picture", f"{one.image.name}: {loaded.preprocessing}")
         heat: Heatmap = occlusion(
-            inc, image, stride=step, value=fill, target=target, roi=request.roi, score=request.score, progress=progress,
-            approximation=approximation, tuning=tuning,
+            inc, image, stride=step, value=value, target=target, roi=request.roi, score=request.score,
+            progress=progress, approximation=approximation, tuning=tuning,
         )  # fmt: skip
         _show(heat, step, loaded, request)
         same = not request.compare or _compare(inc, heat, image, fill, request)
@@ -137,8 +138,12 @@ def class_number(target: str | None, categories: tuple[str, ...]) -> int | None:
     raise InputError(f"there is no class {target!r}: {hint}")
 
 
-def fill_of(text: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> Fill:
+def value_of(text: str, channels: int | None = None) -> Any:
     """What the patch shows: mean, patch-mean, blur[:sigma], noise[:seed], or numbers in model units, one per channel.
+
+    Args:
+        text: The option's.
+        channels: Of the model's images; None while they aren't known.
 
     Raises:
         InputError: Anything else.
@@ -146,20 +151,20 @@ def fill_of(text: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> Fill:
     name, colon, number = text.partition(":")
     try:
         if name == "blur" and colon:
-            return as_fill(Blur(float(number)), shape, patch)
+            return Blur(float(number))
         if name == "noise" and colon:
-            return as_fill(Noise(int(number)), shape, patch)
+            return Noise(int(number))
         if text in ("mean", "patch-mean", "blur", "noise"):
-            return as_fill(text, shape, patch)
+            return text
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, shape[0]):
+    if not values or (channels is not None and len(values) not in (1, channels)):
         raise InputError(
             f"--value is {text!r}; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, "
-            f"or {shape[0]} with commas between them"
+            f"or {channels or 'one per channel'} with commas between them"
         )
-    return as_fill(values, shape, patch)
+    return values[0] if len(values) == 1 else values
 
 
 def plan_files(request: Request) -> list[Files]:

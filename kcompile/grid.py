@@ -41,6 +41,17 @@ def grid(
     return np.stack(np.meshgrid(*along, indexing="ij"), axis=-1).astype(np.int64)
 
 
+def strides_of(positions: IntArray) -> tuple[int, ...]:
+    """Distance of neighbouring positions [*grid, axes] per axis, in pixels; 1 along an axis that has one alone."""
+    axes = positions.shape[-1]
+    origin = positions[(0,) * axes]
+    steps = []
+    for axis in range(axes):
+        second = tuple(int(a == axis) for a in range(axes))
+        steps.append(int(positions[second][axis] - origin[axis]) if positions.shape[axis] > 1 else 1)
+    return tuple(steps)
+
+
 def steps(
     stride: int | Sequence[int] | None, overlap: float | Sequence[float] | None, patch: Sequence[int]
 ) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.estimate import Checked, ErrorEstimate
+from kcompile.grid import strides_of
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -38,6 +39,7 @@ class Heatmap:
         approximation: What was approximated; None for an exact map.
         checked: Exact scores of some random positions of an approximate map.
         stopped: The experiment was ended before all positions had scores: those that lack are NaN.
+        shown: What the patch showed, in a few words; empty where that isn't known.
     """
 
     all_scores: FloatArray
@@ -51,6 +53,7 @@ class Heatmap:
     approximation: Approximation | None = None
     checked: Checked | None = None
     stopped: bool = False
+    shown: str = ""
 
     @property
     def scores(self) -> FloatArray:
@@ -71,22 +74,28 @@ class Heatmap:
         """One line: the arrays are long."""
         known = self.scores[~np.isnan(self.scores)]
         span = f"{known.min():.4g} … {known.max():.4g}" if known.size else "none yet"
-        sizes = "x".join(map(str, self.scores.shape))
         told = "" if self.approximation is None else f", approximate: {self.approximation}"
         parts = "" if self.complete else f", {known.size} of {self.scores.size} positions"
         return (
-            f"Heatmap({sizes}{parts}, target {self.target}, {self.score} {span}, base {self.base_score:.4g}, "
-            f"patch {'x'.join(map(str, self.patch_shape))}, image {'x'.join(map(str, self.image_shape))}, "
+            f"Heatmap({_sizes(self.scores.shape)}{parts}, target {self.target}, {self.score} {span}, "
+            f"base {self.base_score:.4g}, patch {_sizes(self.patch_shape)}, image {_sizes(self.image_shape)}, "
             f"{self.seconds:.1f} s{told})"
         )
 
     @property
     def notes(self) -> str:
-        """What a picture's title must say beside class and score: what is missing, and what is not exact."""
+        """What a picture's title says beside class and score: how it was made, what is missing, what is not exact."""
         known = self.scores.size - int(np.isnan(self.scores).sum())
         partial = f" (interrupted: {known} of {self.scores.size} positions)" if self.stopped else ""
         error = "" if self.error is None else f"\n{self.error}"
-        return partial + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
+        made = f"\npatch {_sizes(self.patch_shape)}, stride {_sizes(self.stride)}"
+        made += f", shows {self.shown}" if self.shown else ""
+        return partial + made + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Distance of neighbouring positions per axis, in pixels; 1 along an axis that has one alone."""
+        return strides_of(self.positions)
 
     @property
     def error(self) -> ErrorEstimate | None:
@@ -159,7 +168,7 @@ class Heatmap:
         if target.suffix == ".png":
             self.plot(image, path=target)
         elif target.suffix == ".npz":
-            named = ("target", "patch_shape", "image_shape", "score", "seconds", "stopped")
+            named = ("target", "patch_shape", "image_shape", "score", "seconds", "stopped", "shown")
             facts = {name: getattr(self, name) for name in named}
             facts["approximation"] = None if self.approximation is None else self.approximation.to_dict()
             checked = {} if self.checked is None else {f"checked_{k}": v for k, v in vars(self.checked).items()}
@@ -192,3 +201,7 @@ class Heatmap:
                 rows, scores, count = (data[f"checked_{name}"] for name in ("rows", "scores", "positions"))
                 facts["checked"] = Checked(rows, scores, int(count))
             return Heatmap(data["all_scores"], data["base_scores"], positions=data["positions"], **facts)
+
+
+def _sizes(numbers: tuple[int, ...]) -> str:
+    return "x".join(map(str, numbers))

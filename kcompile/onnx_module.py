@@ -15,6 +15,7 @@ import numpy as np
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.core.onnx_files import read_manifest
+from kcompile.drawn_fills import told
 from kcompile.grid import grid, patch_within, steps
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.onnx_fills import patches_of
@@ -128,8 +129,9 @@ class OnnxModule(OnnxRunner):
             found = np.full((len(flat), len(base)), np.nan, dtype=np.float32)
             done, whole = self._scan(found, flat, inputs[0], asked, index, meter)
             values, name = found.reshape(*asked.positions.shape[:-1], len(base)), asked.name
-            size, seconds = self.plan.input_shape[1:], time.perf_counter() - start
-            yield Heatmap(values, base, chosen, asked.positions, asked.patch, size, name, seconds, stopped=not whole)
+            size, seconds, shown = self.plan.input_shape[1:], time.perf_counter() - start, told(asked.value)
+            own = (values, base, chosen, asked.positions, asked.patch, size, name, seconds)
+            yield Heatmap(*own, stopped=not whole, shown=shown)
             if not done:
                 return
 

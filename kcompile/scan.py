@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from kcompile.approximation import Approximation
 from kcompile.core.interval import IntArray
 from kcompile.drilldown import Refinement, first_step, shares
 from kcompile.estimate import Checked, draw
+from kcompile.grid import strides_of
 from kcompile.heatmap import FloatArray
 from kcompile.lattice import BoolArray, ladder
 from kcompile.scorers import Scorer
@@ -78,16 +79,25 @@ class Scan:
             self.state.put(index[rows], found)
             yield len(rows)
 
-    def check(self, exact: Scorer, count: int) -> Checked | None:
+    def told(self, approximation: Approximation | None) -> Approximation | None:
+        """What a map says of an approximation: of a small map all positions may be computed, in fewer stages."""
+        if approximation is None or not approximation.drills:
+            return approximation
+        if self.state.known.all():
+            return replace(approximation, share=1.0, coarse=None, levels=2)
+        return replace(approximation, levels=max(2, min(approximation.levels, len(self.state.lattices))))
+
+    def check(self, exact: Scorer, count: int, seed: int | None = None) -> Checked | None:
         """Compute up to ``count`` random ones of the approximated positions exactly; None if there are none.
 
         Args:
             exact: Of the same image; where it is this map's own scorer, only interpolated positions are approximated.
             count: How many.
+            seed: Of their draw.
         """
         settled = self.state.known if exact is self.scorer else self.exactly
         approximated = np.flatnonzero(~settled)
-        rows = draw(approximated, count)
+        rows = draw(approximated, count, seed)
         if not len(rows):
             return None
         scores = np.empty((len(rows), self.state.values.shape[-1]), dtype=np.float32)
@@ -99,14 +109,3 @@ class Scan:
     def flat(self) -> IntArray:
         """All positions [N, axes]."""
         return self.positions.reshape(-1, self.positions.shape[-1])
-
-
-def strides_of(positions: IntArray) -> tuple[int, ...]:
-    """Distance of neighbouring positions [*grid, axes] per axis, in pixels; 1 along an axis that has one alone."""
-    axes = positions.shape[-1]
-    origin = positions[(0,) * axes]
-    steps = []
-    for axis in range(axes):
-        second = tuple(int(a == axis) for a in range(axes))
-        steps.append(int(positions[second][axis] - origin[axis]) if positions.shape[axis] > 1 else 1)
-    return tuple(steps)

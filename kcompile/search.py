@@ -20,12 +20,12 @@ from kcompile.bounds import check_share, images_needed
 from kcompile.core.errors import InputError, KCompileError
 from kcompile.decay import extents_of
 from kcompile.experiment import Experiment, experiment
+from kcompile.grid import strides_of
 from kcompile.heatmap import FloatArray, Heatmap
 from kcompile.images import as_images, compiled
 from kcompile.metrics import similarity
 from kcompile.progress import Meter
 from kcompile.runtime.inputs import Given
-from kcompile.scan import strides_of
 from kcompile.scoring import Score
 from kcompile.selection import Trial, Verdict, certify, sequence
 from kcompile.tuning import Tuning
@@ -173,7 +173,7 @@ class Maps:
         Processor time: tuning runs for long, and other load would make the candidates that meet it look slow.
         """
         unchecked = None if approximation is None else replace(approximation, samples=0)
-        job = Experiment(self.job.question, self.job.positions, unchecked)
+        job = replace(self.job, approximation=unchecked)
         on_cpu = given.rows[0].device.type == "cpu"
         clock = time.process_time if on_cpu else time.perf_counter
         start = clock()

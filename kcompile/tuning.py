@@ -27,6 +27,7 @@ class Kind:
         target: The class that is explained, as text; "predicted" for each image's most probable one.
         output: Which part of a structured output is scored, as text.
         model: What tells the model: a digest of its plan and its parameters.
+        shown: The value in a few words, for messages; maps aren't told apart by it.
     """
 
     score: str
@@ -37,6 +38,7 @@ class Kind:
     target: str
     output: str
     model: str
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,16 @@ class Tuning:
         for name, given in asdict(kind).items():
             own = getattr(self.kind, name)
             if given != own:
-                told = "the model or its weights are other ones than" if name == "model" else f"{name} is {given!r};"
-                was = "" if name == "model" else f" {own!r}"
+                if name == "shown":
+                    continue
+                if name == "model":
+                    told = "the model or its weights are other ones than this tuning is for"
+                elif name == "value":
+                    told = f"value is {kind.shown}; this tuning is for {self.kind.shown or own} (other numbers)"
+                else:
+                    told = f"{name} is {given!r}; this tuning is for {own!r}"
                 raise InputError(
-                    f"{told} this tuning is for{was}: ask for that, tune again, or pass approximation="
-                    "tuning.approximation, without a promise"
+                    f"{told}: ask for that, tune again, or pass approximation=tuning.approximation, without a promise"
                 )
 
     def save(self, path: str | Path) -> None:
@@ -119,6 +126,11 @@ class Tuning:
         """
         try:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} can't be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} holds no tuning: it isn't JSON, which `kcompile tune` writes") from error
+        try:
             version = facts.pop("format")
             facts["approximation"] = Approximation.from_dict(facts["approximation"])
             if version != FORMAT and (version != CORRECTED_OTHERWISE or facts["approximation"].correct):

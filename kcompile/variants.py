@@ -113,6 +113,10 @@ def has_gates(inc: IncrementalModule) -> bool:
     Raises:
         InputError: A module from a file.
     """
+    return variant(inc, "gates", lambda: _has_gates(inc))
+
+
+def _has_gates(inc: IncrementalModule) -> bool:
     changes = Changes(held=True)
     module = changes.apply(canonical(inc), len(inc.plan.patch_shape))
     return any(info.rule == "held" for info in changes.propagate(module, inc).nodes.values())

@@ -41,8 +41,11 @@ from tests.support.networks import conv_bn_relu
         ("coarse", 0, "at least 1"),
         ("coarse", 2.5, "at least 1"),
         ("levels", 1, "at least 2"),
-        ("samples", -1, "at least 0"),
+        ("samples", -1, "0 (no estimate) and integers of at least 5"),
+        ("samples", 4, "0 (no estimate) and integers of at least 5"),
+        ("seed", -1, "at least 0"),
         ("correct", -1, "at least 0"),
+        ("correct", 64, "with tau, extents, cut, gates or dtype"),  # which there are none of
     ],
 )
 def test_what_is_not_allowed(field: str, value: Any, allowed: str) -> None:

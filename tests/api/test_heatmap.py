@@ -14,6 +14,8 @@ from torch import nn
 
 import kcompile
 from kcompile import InputError
+from kcompile.drawn_fills import told
+from kcompile.fills import NAMED, Constant
 
 SIZE, PATCH = (20, 27), (6, 5)
 
@@ -146,6 +148,29 @@ def test_a_models_own_nan_is_no_interruption(seed: int, tmp_path: Path) -> None:
     assert "interrupted" not in heat.caption
     heat.save(tmp_path / "map.npz")
     assert kcompile.Heatmap.load(tmp_path / "map.npz").complete
+
+
+def test_a_picture_says_how_the_map_was_made(seed: int, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)).eval()
+    heat = kcompile.occlusion(model, torch.randn(3, 16, 16), (4, 5), stride=(3, 2), value=[0.5, -1, 2])
+    assert "\npatch 4x5, stride 3x2, shows 0.5, -1, 2" in heat.caption
+    assert "patch 4x5, stride 3x2, shows 0.5, -1, 2" in heat.plot(title="mine").get_suptitle()
+    heat.save(tmp_path / "map.npz")
+    assert kcompile.Heatmap.load(tmp_path / "map.npz").caption == heat.caption
+    assert heatmap(np.random.default_rng(seed)).caption.endswith("patch 6x5, stride 3x4")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (np.float32(0.25), "0.25"), (torch.tensor([1.0, 2.0]), "1, 2"), ("mean", "mean"),
+        (torch.zeros(3, 4, 4), "pixels of its own"), (kcompile.Blur(), "blur"), (kcompile.Blur(2), "blur (sigma 2)"),
+        (kcompile.Noise(7), "noise (seed 7)"), (kcompile.Pixels(0.5, torch.neg), "0.5 in the picture's units"),
+        (NAMED["patch-mean"], "PatchMean"), (NAMED["blur"], "blur"), (Constant(torch.tensor(3)), "3"),
+    ],
+)  # fmt: skip
+def test_what_a_patch_shows_in_words(value: Any, text: str) -> None:
+    assert told(value) == text
 
 
 def test_files_without_that_word_are_told_by_their_scores(seed: int, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,28 @@ def test_what_is_computed_is_exact_and_the_rest_is_near(
     assert error < (1.2 if coarse == 16 else 0.8) * exact.scores.std()  # of 3 x 3 positions first, or of 5 x 5 and more
 
 
+@pytest.mark.parametrize("coarse", [1, 200])
+def test_a_map_that_is_computed_wholly_says_nothing_of_a_share(
+    inc: Any, image: Tensor, asked: list[int], coarse: int
+) -> None:
+    """A first stage of all positions; one of the corners alone, whose only cell is the whole map."""
+    exact = occlusion(inc, image)
+    asked.clear()
+    heat = occlusion(inc, image, approximation=Approximation(share=0.1, coarse=coarse))
+    assert sum(asked) == 289
+    np.testing.assert_allclose(heat.all_scores, exact.all_scores, rtol=0, atol=1e-5)
+    assert heat.approximation is None
+    assert heat.checked is None
+    cropped = occlusion(inc, image, approximation=Approximation(share=0.1, coarse=coarse, tau=0.5))
+    assert cropped.approximation == Approximation(tau=0.5)
+
+
+def test_a_map_tells_how_many_stages_it_had(inc: Any, image: Tensor, asked: list[int]) -> None:
+    heat = occlusion(inc, image, approximation=Approximation(share=0.2, coarse=8, levels=9, samples=0))
+    assert heat.approximation.levels == len(asked) == 3
+    assert "in 3 stages" in heat.caption
+
+
 def test_several_images_and_targets(inc: Any, image: Tensor) -> None:
     images = [image, image.flip(2)]
     settings = Approximation(share=0.3, coarse=8, samples=8)
@@ -119,6 +142,14 @@ def test_the_error_is_that_of_positions_that_are_not_computed(inc: Any, image: T
     assert back.approximation == heat.approximation
     figure = heat.plot()
     assert str(heat.error) in " ".join(figure.get_suptitle().split())
+
+
+def test_a_seed_repeats_the_estimate(inc: Any, image: Tensor, seed: int) -> None:
+    settings = Approximation(share=0.2, coarse=8, samples=8, seed=seed)
+    rows = [occlusion(inc, image, approximation=settings).checked.rows for _ in range(2)]
+    np.testing.assert_array_equal(*rows)
+    others = [occlusion(inc, image, approximation=replace(settings, seed=seed + n)).checked.rows for n in (1, 2, 3)]
+    assert any((rows[0] != other).any() for other in others)
 
 
 def test_its_coverage_over_whole_maps(inc: Any, image: Tensor) -> None:

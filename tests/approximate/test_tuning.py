@@ -234,6 +234,15 @@ def test_files_that_hold_no_tuning_are_refused(text: str, tmp_path: Path) -> Non
         Tuning.load(tmp_path / "t.json")
 
 
+def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "heat.png").write_bytes(b"\x89PNG\r\n\x1a\n\0")
+    with pytest.raises(kcompile.InputError, match="holds no tuning: it isn't JSON"):
+        Tuning.load(tmp_path / "heat.png")
+    for path in (tmp_path, tmp_path / "nowhere.json"):
+        with pytest.raises(kcompile.InputError, match="can't be read"):
+            Tuning.load(path)
+
+
 def test_a_file_of_unknown_fields_is_refused(tuning: Tuning, tmp_path: Path) -> None:
     tuning.save(tmp_path / "t.json")
     facts = json.loads((tmp_path / "t.json").read_text())
@@ -248,7 +257,7 @@ def test_a_file_of_unknown_fields_is_refused(tuning: Tuning, tmp_path: Path) -> 
         ({"score": "probability"}, "score is 'probability'; this tuning is for 'logit'"),
         ({"score": "logit", "stride": 4}, r"stride is \(4, 4\)"),
         ({"score": "logit", "patch_shape": 6}, r"patch_shape is \(6, 6\)"),
-        ({"score": "logit", "value": 1.0}, "value is"),
+        ({"score": "logit", "value": 1.0}, r"value is 1; this tuning is for 0 "),
         ({"score": "logit", "target": 1}, "target is '1'; this tuning is for 'predicted'"),
         ({"score": "logit", "roi": (0, 0, 20, 20)}, "region is"),
         ({"score": "logit", "approximation": Approximation()}, "both given"),

@@ -26,6 +26,20 @@ def test_what_a_stopped_map_lacks_is_not_compared_but_a_models_nan_is(stopped: b
     assert len(spread(heat(np.full_like(scores, np.nan), stopped), 5)[0]) == (0 if stopped else 5)
 
 
+def test_half_are_where_the_score_changes_most(seed: int) -> None:
+    scores = np.random.default_rng(seed).random((3, 4, 2)).astype(np.float32)
+    scores[1, 2, 0], scores[0, 3, 0], scores[2, 1, 1] = -9, 5, 70  # the target is class 0
+    made = heat(scores, stopped=False)
+    positions, values = spread(made, 4)
+    assert len(positions) == 4
+    assert {tuple(at) for at in positions.tolist()} > {(8, 16), (0, 24)}
+    assert {-9, 5} < set(values[:, 0].tolist())
+    assert [tuple(at) for at in positions.tolist()] == sorted(tuple(at) for at in positions.tolist())
+    everything, _ = spread(made, 12)
+    np.testing.assert_array_equal(everything, made.positions.reshape(-1, 2))
+    assert len(spread(made, 1)[0]) == 1
+
+
 def test_nan_equals_nan_and_nothing_else(seed: int) -> None:
     full, base = np.random.default_rng(seed).random((5, 2)), np.zeros(2)
     quick = full.copy()

@@ -217,7 +217,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
             ["--target", "oedema"],
             "there is no class 'oedema': allowed are normal, drusen, fluid, membrane, or a number",
         ),
-        (["--value", "nan"], "value is [nan]; allowed are numbers, not NaN"),
+        (["--value", "nan"], "value is nan; allowed are numbers, not NaN"),
         (
             ["--value", "1,2"],
             "--value is '1,2'; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, or 3",
@@ -241,6 +241,23 @@ def test_bad_options_are_one_line_and_exit_code_2(
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("h.*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--value", "blur:wide"], "--value is 'blur:wide'"),
+        (["--stride", "0"], "stride is (0, 0)"),
+        (["--tau", "7"], "tau is 7.0"),
+        (["--correct", "9", "--share", "0.1"], "correct is 9, and no score needs it"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(
+    options: list[str], message: str, run: Run, picture: Path, tmp_path: Path
+) -> None:
+    result = run("explain", picture, "--model", "no.such:model", "--out", tmp_path / "h.png", *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
 
 
 def test_the_picture_is_not_overwritten(run: Run, picture: Path, tmp_path: Path) -> None:

@@ -63,8 +63,7 @@ class Linear:
             self.given = Given(tuple(row.clone() for row in given.rows), given.whole)
             self.points = self.tail.points(tensors)
             self.outputs = self.tail.outputs(question.inc, self.given, self.points)
-        row: FloatArray = question.scores(self.outputs, 1)[0]
-        return row
+        return question.base_row(self.outputs)
 
     def follow(self, other: Linear) -> None:
         """Take base, functions and gradients of another scorer with the same cut, once it is aimed."""

@@ -84,7 +84,12 @@ def slopes(values: Tensor, points: Sequence[Tensor]) -> list[list[Tensor]]:
     count = values.shape[1]
     found = []
     for k in range(count):
-        grads = torch.autograd.grad(values[0, k], points, retain_graph=k + 1 < count, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(values[0, k], points, retain_graph=k + 1 < count, allow_unused=True)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise InputError("the score writes into what its own gradient needs: it can't be linearised") from error
         found.append([wide(torch.zeros_like(x) if g is None else g) for g, x in zip(grads, points, strict=True)])
     return found
 

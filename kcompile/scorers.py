@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from kcompile.core.interval import IntArray
 from kcompile.fills import Fill, parts
@@ -40,14 +41,22 @@ class Question:
         """Scores [rows, K] of the model's outputs."""
         return self.arriving(outputs, rows).numpy()
 
+    def base_row(self, outputs: Any) -> FloatArray:
+        """Scores [K] of the base's outputs, which are kept: a user's score may write into what it is given."""
+        row: FloatArray = self.scores(self._own(outputs), 1)[0]
+        return row
+
+    def _own(self, outputs: Any) -> Any:
+        return tree_map_only(Tensor, Tensor.clone, outputs) if callable(self.score) else outputs
+
     def arriving(self, outputs: Any, rows: int) -> Arriving:
         """As `scores`, on their way from the model's device."""
         return Arriving(scores(select(outputs, self.output), self.score, self.inc.activation_of(self.output), rows))
 
     def linearised(self, outputs: Any, rows: int) -> Tensor:
-        """What a linear tail approximates of the outputs: logits [rows, K], or a user's scores."""
+        """What a linear tail approximates of the outputs: logits [rows, K], or scores of a user's, of a copy."""
         score = "logit" if self.score == "probability" else self.score
-        return scores(select(outputs, self.output), score, self.inc.activation_of(self.output), rows)
+        return scores(select(self._own(outputs), self.output), score, self.inc.activation_of(self.output), rows)
 
     def told(self, outputs: Any, rows: int) -> Tensor:
         """As `linearised`, but numbers without gradients, also of a user's score that counts or tells classes."""
@@ -135,8 +144,7 @@ class Exact:
             give_back(self.other)
         given = self.question.given(given)
         self.image = given.rows[0][0]
-        row: FloatArray = self.question.scores(self.question.inc.materialize_given(given), 1)[0]
-        return row
+        return self.question.base_row(self.question.inc.materialize_given(given))
 
     def aim(self, targets: Sequence[int], positions: IntArray) -> None:
         """All classes come at once."""

@@ -301,3 +301,32 @@ def test_what_is_exact_needs_no_correction(gated: Any, seed: int) -> None:
     told = kcompile.occlusion(inc, image, **options, approximation=replace(settings, correct=16))
     np.testing.assert_array_equal(plain.all_scores, told.all_scores)
     assert "corrected" not in str(replace(settings, correct=16))
+
+
+def in_place(outputs: Tensor) -> Tensor:
+    """As `plainly`, but written into what it is given."""
+    return outputs.mul_(3).sub_(1)[:, :3]
+
+
+def plainly(outputs: Tensor) -> Tensor:
+    return (3 * outputs - 1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tau": 0.4}, {"tau": 0.4, "correct": 9}, {"cut": 0.9}, {"cut": 0.9, "correct": 9},
+     {"cut": 0.9, "tau": 0.4, "rest": "linear"}],
+    ids=str,
+)  # fmt: skip
+def test_a_score_may_write_into_the_outputs(changes: dict[str, Any], gated: Any) -> None:
+    inc, image = gated
+    options: Any = {"stride": (4, 3), "target": 1, "value": 8.0, "approximation": Approximation(**changes, seed=0)}
+    with incremental_wherever_possible():
+        wanted, found = (kcompile.occlusion(inc, image, score=score, **options) for score in (plainly, in_place))
+        if "cut" in changes:
+            with pytest.raises(kcompile.InputError, match="writes into what its own gradient needs"):
+                kcompile.occlusion(inc, image, score=lambda outputs: outputs.add_(outputs.square()), **options)
+    scale = np.abs(wanted.all_scores[..., 1]).max()
+    np.testing.assert_allclose(found.base_scores, wanted.base_scores, rtol=0, atol=1e-9 * scale)
+    np.testing.assert_allclose(found.all_scores, wanted.all_scores, rtol=0, atol=1e-6 * scale, equal_nan=True)
+    np.testing.assert_allclose(found.checked.scores, wanted.checked.scores, rtol=0, atol=1e-6 * scale)

@@ -293,14 +293,11 @@ def test_several_images_and_drill_down(gated: Any, seed: int) -> None:
     np.testing.assert_array_equal(pair[1].scores, pair[0].retarget(5).scores)
 
 
-def test_what_is_exact_needs_no_correction(gated: Any, seed: int) -> None:
-    inc, image = gated
+def test_what_is_exact_needs_no_correction() -> None:
     settings = Approximation(share=0.2, coarse=8, samples=0)
-    options: Any = {"stride": 2, "target": 0}
-    plain = kcompile.occlusion(inc, image, **options, approximation=settings)
-    told = kcompile.occlusion(inc, image, **options, approximation=replace(settings, correct=16))
-    np.testing.assert_array_equal(plain.all_scores, told.all_scores)
-    assert "corrected" not in str(replace(settings, correct=16))
+    with pytest.raises(kcompile.InputError, match="correct is 16, and no score needs it"):
+        replace(settings, correct=16)
+    assert replace(settings, tau=0.5, correct=16).correct == 16
 
 
 def in_place(outputs: Tensor) -> Tensor:

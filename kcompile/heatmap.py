@@ -88,8 +88,8 @@ class Heatmap:
         known = self.scores.size - int(np.isnan(self.scores).sum())
         partial = f" (interrupted: {known} of {self.scores.size} positions)" if self.stopped else ""
         error = "" if self.error is None else f"\n{self.error}"
-        made = f"\npatch {_sizes(self.patch_shape)}, stride {_sizes(self.stride)}"
-        made += f", shows {self.shown}" if self.shown else ""
+        value = f", value {self.shown}" if self.shown else ""
+        made = f"\npatch {_sizes(self.patch_shape)}{value}, stride {_sizes(self.stride)}"
         return partial + made + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
 
     @property

@@ -153,8 +153,8 @@ def test_a_models_own_nan_is_no_interruption(seed: int, tmp_path: Path) -> None:
 def test_a_picture_says_how_the_map_was_made(seed: int, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)).eval()
     heat = kcompile.occlusion(model, torch.randn(3, 16, 16), (4, 5), stride=(3, 2), value=[0.5, -1, 2])
-    assert "\npatch 4x5, stride 3x2, shows 0.5, -1, 2" in heat.caption
-    assert "patch 4x5, stride 3x2, shows 0.5, -1, 2" in heat.plot(title="mine").get_suptitle()
+    assert "\npatch 4x5, value 0.5, -1, 2, stride 3x2" in heat.caption
+    assert "patch 4x5, value 0.5, -1, 2, stride 3x2" in heat.plot(title="mine").get_suptitle()
     heat.save(tmp_path / "map.npz")
     assert kcompile.Heatmap.load(tmp_path / "map.npz").caption == heat.caption
     assert heatmap(np.random.default_rng(seed)).caption.endswith("patch 6x5, stride 3x4")

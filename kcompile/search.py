@@ -248,7 +248,10 @@ def default_candidates(job: Experiment, images: Sequence[Given]) -> list[Approxi
 def _select(
     maps: Maps, images: list[Given], tried: list[Approximation], target: float, coverage: float, meter: Meter
 ) -> list[Trial[Approximation]]:
-    """All candidates on these images; one that can't reach the coverage any more is dropped (-inf from then on)."""
+    """All candidates on these images; one that can't reach the coverage any more is dropped (-inf from then on).
+
+    Maps are made without their error estimate; what its exact positions cost is counted, as they come with each map.
+    """
     missable = math.floor((1 - coverage) * len(images) + 1e-9)
     qualities: list[list[float]] = [[] for _ in tried]
     costs: list[list[float]] = [[] for _ in tried]
@@ -259,7 +262,7 @@ def _select(
             if sum(one < target for one in found) <= missable:
                 similar, took = _try(maps, given, candidate, exact)
                 found.append(similar)
-                cost.append(took / max(seconds, 1e-9))
+                cost.append(took / max(seconds, 1e-9) + min(candidate.samples / maps.job.count, 1))
             else:
                 found.append(-np.inf)
             meter.advance(1, number)

@@ -58,7 +58,7 @@ class Tuning:
         images: Images of the certification half.
         bound: Lower bound of the share of all images, from those (Clopper and Pearson).
         worst: Least similarity on that half.
-        speedup: Time of the exact map over that of the approximate one, when it was tuned.
+        speedup: Time of the exact map over that of the approximate one with its error estimate, when it was tuned.
         kind: Of the maps that it holds for.
         trials: What was tried: per candidate its text, share of met images and cost on the selection half, and whether
             it was certified (null where it wasn't tested).

@@ -251,6 +251,24 @@ def test_a_file_of_unknown_fields_is_refused(tuning: Tuning, tmp_path: Path) -> 
         Tuning.load(tmp_path / "t.json")
 
 
+@pytest.mark.parametrize(("samples", "pays"), [(0, True), (8, False)])
+def test_the_error_estimate_is_part_of_the_price(
+    inc: Any, images: Any, samples: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 x 4 positions 8 more are half a map: what saves a fifth then doesn't pay."""
+    make = Maps.make
+
+    def priced(self: Maps, given: Any, approximation: Any, *rest: Any) -> Any:
+        return make(self, given, None, *rest)[0], 1.0 if approximation is None else 0.8
+
+    monkeypatch.setattr(Maps, "make", priced)
+    asked = {"candidates": [Approximation(tau=0.9, samples=samples)], **GUARANTEE, "stride": 8}
+    found = kcompile.tune(inc, images, **asked)
+    assert found.approximation.exact != pays
+    assert found.speedup == pytest.approx(1.25 if pays else 1)
+    assert found.trials[0]["cost"] == pytest.approx(0.8 + samples / 16)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.drawn_fills import told
 from kcompile.estimate import Checked
-from kcompile.fills import Fill, as_fill
+from kcompile.fills import as_fill
 from kcompile.grid import grid, patch_within, steps, strides_of
 from kcompile.heatmap import FloatArray, Heatmap
+from kcompile.identity import model_text, score_text, target_text
 from kcompile.images import as_images, compiled
 from kcompile.progress import Callback, Meter
 from kcompile.runtime.inputs import Given
@@ -167,18 +165,16 @@ class Experiment:
     def kind(self, target: Targets) -> Kind:
         """What tells these maps of a class from others, for a certificate."""
         question, flat = self.question, self.positions.reshape(-1, self.positions.shape[-1])
-        digest = hashlib.sha256(str(question.inc.plan).encode())
-        for tensor in question.inc.state_dict().values():  # moves between devices keep their bits
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        image = question.inc._like.new_zeros(question.inc.plan.input_shape, device="cpu")
         return Kind(
-            score=_told(question.score),
+            score=score_text(question.score),
             patch_shape=question.patch,
             stride=strides_of(self.positions),
             region=tuple(int(edge) for edge in (*flat[0], *flat[-1])),
-            value=_text(question.fill),
-            target="predicted" if target is None else str(target),
+            value=question.fill.key(image, question.patch),
+            target=target_text(target),
             output=str(question.output),
-            model=digest.hexdigest()[:16],
+            model=model_text(question.inc),
             shown=self.shown,
         )
 
@@ -282,32 +278,6 @@ class Experiment:
             meter.say("interrupted")
             stop, whole = True, whole or bool(scan.state.known.all())
         return scan.state.map() if whole else scan.state.values, checked, whole, stop
-
-
-def _told(score: Score) -> str:
-    """What tells a score from others: its name and, of a user's function, its code and what it has captured."""
-    if isinstance(score, str):
-        return score
-    code = getattr(score, "__code__", None)
-    if code is None:
-        raise InputError(
-            f'score is a {type(score).__name__}; allowed with a tuning are "probability", "logit" and plain '
-            "functions, which are told from others by their code"
-        )
-    constants = [const for const in code.co_consts if not hasattr(const, "co_code")]
-    captured = [cell.cell_contents for cell in getattr(score, "__closure__", None) or ()]
-    parts = (code.co_code, code.co_names, constants, getattr(score, "__defaults__", None), captured)
-    return f"{score.__module__}.{score.__qualname__} {hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
-
-
-def _text(fill: Fill) -> str:
-    """What tells a fill from others, also where its repr leaves out most of a tensor."""
-    digests = [
-        hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:8]
-        for value in vars(fill).values()
-        if isinstance(value, Tensor) and value.numel() > 1
-    ]
-    return " ".join([re.sub(r" at 0x[0-9a-f]+|\s+", " ", repr(fill))[:200], *digests])
 
 
 def _of_targets(heat: Heatmap, target: Targets) -> Heatmap | list[Heatmap]:

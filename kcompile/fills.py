@@ -6,6 +6,7 @@ The list is closed, and `as_fill` reads it: a number, one per channel, a patch [
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,16 @@ class Fill(ABC):
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
         """The patches of one image [C, *S], in its type, on its device; ``sizes`` are the patch's, per axis."""
 
+    def key(self, image: Tensor, sizes: Sequence[int]) -> str:
+        """What tells this fill from others, for images of this shape and type [C, *S].
+
+        Raises:
+            InputError: Nothing does.
+        """
+        if " at 0x" in repr(self):
+            raise InputError(f"value is {self!r}, which can't be told from others: it can't be tuned for")
+        return repr(self)
+
     def arrays(self, image: Array, sizes: Sequence[int]) -> Array | Callable[[IntArray], Array]:
         """The same of an array: the patch of all positions, or a function from positions to patches."""
         source = self.source(torch.from_numpy(image), sizes)
@@ -42,6 +53,14 @@ class Constant(Fill):
     """Numbers in the model's units: one [], one per channel [C], a patch [C, *sizes], or another image [C, *S]."""
 
     value: Tensor
+
+    def key(self, image: Tensor, sizes: Sequence[int]) -> str:
+        """Numbers as the model gets them: a colour by all of its channels, pixels by a digest."""
+        value = check_value(self.value, image.shape, sizes).detach().to(image).double()
+        if value.dim() < image.dim():
+            return f"colour {value.expand(len(image)).tolist()}"
+        digest = hashlib.sha256(value.cpu().contiguous().numpy().tobytes())
+        return f"pixels {tuple(value.shape)} {digest.hexdigest()[:16]}"
 
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
         """One patch for all positions, or the windows of another image."""

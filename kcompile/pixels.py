@@ -38,6 +38,14 @@ class Pixels(Fill):
     transform: Callable[[Any], Any]
 
     def source(self, image: Tensor, sizes: Sequence[int]) -> Source:
+        """The same fill in the model's units; InputError as of `constant`."""
+        return self.constant(image, sizes).source(image, sizes)
+
+    def key(self, image: Tensor, sizes: Sequence[int]) -> str:
+        """That of the same fill in the model's units: all that a transform does to it counts, and nothing else."""
+        return self.constant(image, sizes).key(image, sizes)
+
+    def constant(self, image: Tensor, sizes: Sequence[int]) -> Constant:
         """The same fill in the model's units.
 
         Raises:
@@ -57,7 +65,7 @@ class Pixels(Fill):
             mapped = preprocessing.of_colour(pixels.reshape(-1).expand(len(image)))
         else:
             mapped = preprocessing.of_colours(pixels)
-        return Constant(mapped).source(image, sizes)
+        return Constant(mapped)
 
 
 @dataclass(frozen=True)

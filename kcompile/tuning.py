@@ -10,8 +10,7 @@ from typing import Any
 from kcompile.approximation import Approximation
 from kcompile.core.errors import InputError
 
-FORMAT = 2
-CORRECTED_OTHERWISE = 1  # files of this format: where there is a correction, it was another one
+FORMAT = 3  # before 2 corrections were others, before 3 models, values and scores were told apart less well
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,10 @@ class Tuning:
                 if name == "shown":
                     continue
                 if name == "model":
-                    told = "the model or its weights are other ones than this tuning is for"
+                    told = "the model, its weights or the patch that it is compiled for are others than this tuning's"
                 elif name == "value":
-                    told = f"value is {kind.shown}; this tuning is for {self.kind.shown or own} (other numbers)"
+                    alike = " of other numbers" if kind.shown == self.kind.shown else ""
+                    told = f"value is {kind.shown}; this tuning is for {self.kind.shown or own}{alike}"
                 else:
                     told = f"{name} is {given!r}; this tuning is for {own!r}"
                 raise InputError(
@@ -132,9 +132,9 @@ class Tuning:
             raise InputError(f"{path} holds no tuning: it isn't JSON, which `kcompile tune` writes") from error
         try:
             version = facts.pop("format")
+            if version != FORMAT:
+                raise InputError(f"{path} is of another version of kcompile, whose promise was another one: tune again")
             facts["approximation"] = Approximation.from_dict(facts["approximation"])
-            if version != FORMAT and (version != CORRECTED_OTHERWISE or facts["approximation"].correct):
-                raise InputError(f"{path} is of another version of kcompile, whose maps were other ones: tune again")
             facts["trials"] = tuple(facts["trials"])
             kind = facts.pop("kind")
             kind.update({name: tuple(kind[name]) for name in ("patch_shape", "stride", "region")})

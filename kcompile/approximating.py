@@ -29,8 +29,8 @@ def approximate(question: Question, approximation: Approximation) -> Scorer:
     if approximation.dtype is not None:
         question = replace(question, inc=in_dtype(question.inc, approximation.dtype))
     changes = Changes(Cropping(approximation.tau, approximation.extents), approximation.gates != "exact")
-    if approximation.gates == "held" and not has_gates(question.inc):
-        raise InputError("gates is 'held', but this model has no global gates that could be; allowed is 'exact'")
+    if approximation.gates != "exact" and not has_gates(question.inc):
+        raise InputError(f"gates is {approximation.gates!r}, but this model has no global gates; allowed is 'exact'")
     if approximation.linear:
         if approximation.rest == "linear":
             return _remainder(question, approximation, changes)

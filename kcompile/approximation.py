@@ -136,7 +136,9 @@ class Approximation:
 
     def _share_text(self) -> str:
         first = "" if self.coarse is None else f" after every {self.coarse} px"
-        return f"{self.share:.0%} of the positions{first}" + (f" in {self.levels} stages" if self.levels > 2 else "")
+        return f"{100 * self.share:.3g}% of the positions{first}" + (
+            f" in {self.levels} stages" if self.levels > 2 else ""
+        )
 
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"
@@ -157,6 +159,8 @@ class Approximation:
         known = [field.name for field in fields(Approximation)]
         if unknown := sorted(set(data) - set(known)):
             raise InputError(f"an approximation has no {unknown[0]!r}; allowed are {', '.join(known)}")
+        if data.get("correct") and Approximation(**{**data, "correct": 0}).plain:
+            return Approximation(**{**data, "correct": 0})  # files of before: it was left out without a word
         return Approximation(**data)
 
 

@@ -73,6 +73,8 @@ class Noise(Drawn):
         return np.asarray(drawn * values.std(axis=axes, keepdims=True) + values.mean(axis=axes, keepdims=True))
 
 
+FEW = 4  # numbers that a caption lists
+
 NAMED: dict[str, Drawn] = {"blur": Blur(), "noise": Noise()}
 
 
@@ -88,11 +90,16 @@ def told(value: Any) -> str:
         return f"{told(value.value)} in the picture's units"
     if hasattr(value, "source"):  # a fill that was read before
         return told(getattr(value, "drawn", getattr(value, "value", type(value).__name__)))
-    axes = np.ndim(value.detach().cpu() if hasattr(value, "detach") else value)
-    return _numbers(value) if axes < 2 else "pixels of its own"
+    return _numbers(value)
 
 
 def _numbers(value: Any) -> str:
-    """One number, or several with commas between them."""
-    values = value.tolist() if hasattr(value, "tolist") else value
-    return ", ".join(f"{one:g}" for one in (values if isinstance(values, Sequence) else [values]))
+    """One number, or a few with commas between them; what else it is where that fails: this is no place for errors."""
+    try:
+        numbers = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return f"of type {type(value).__name__}"
+    if numbers.ndim > 1:
+        return "pixels of its own"
+    some = ", ".join(f"{one:g}" for one in numbers.reshape(-1)[:FEW])
+    return some if numbers.size <= FEW else f"{some}, … ({numbers.size} numbers)"

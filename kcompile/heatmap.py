@@ -8,6 +8,7 @@ from itertools import product
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,8 @@ class Heatmap:
         partial = f" (interrupted: {known} of {self.scores.size} positions)" if self.stopped else ""
         error = "" if self.error is None else f"\n{self.error}"
         value = f", value {self.shown}" if self.shown else ""
-        made = f"\npatch {_sizes(self.patch_shape)}{value}, stride {_sizes(self.stride)}"
+        stride = f", stride {_sizes(self.stride)}" if min(self.scores.shape) > 1 else ""  # one position has none
+        made = f"\npatch {_sizes(self.patch_shape)}{value}{stride}"
         return partial + made + ("" if self.approximation is None else f"\napproximate: {self.approximation}{error}")
 
     @property
@@ -165,9 +167,9 @@ class Heatmap:
     def save(self, path: str | Path, image: Any = None) -> None:
         """Write the overlay (.png) or all data (.npz; `Heatmap.load` reads it back)."""
         target = Path(path)
-        if target.suffix == ".png":
+        if target.suffix.lower() == ".png":
             self.plot(image, path=target)
-        elif target.suffix == ".npz":
+        elif target.suffix.lower() == ".npz":
             named = ("target", "patch_shape", "image_shape", "score", "seconds", "stopped", "shown")
             facts = {name: getattr(self, name) for name in named}
             facts["approximation"] = None if self.approximation is None else self.approximation.to_dict()
@@ -190,7 +192,22 @@ class Heatmap:
 
     @staticmethod
     def load(path: str | Path) -> Heatmap:
-        """Read what `save` wrote as .npz."""
+        """Read what `save` wrote as .npz.
+
+        Raises:
+            InputError: Not such a file.
+        """
+        try:
+            return Heatmap._load(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+            raise InputError(f"{path} holds no heat map, which `Heatmap.save` writes as .npz") from error
+
+    @staticmethod
+    def _load(path: str | Path) -> Heatmap:
         with np.load(path, allow_pickle=False) as data:
             facts = json.loads(str(data["facts"]))
             facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))

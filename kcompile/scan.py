@@ -81,11 +81,20 @@ class Scan:
 
     def told(self, approximation: Approximation | None) -> Approximation | None:
         """What a map says of an approximation: of a small map all positions may be computed, in fewer stages."""
-        if approximation is None or not approximation.drills:
+        if approximation is None or (self.exactly.all() and not np.isnan(self.state.values).all(axis=-1).any()):
+            return None  # a correction's lattice may be the whole map
+        if not approximation.drills:
             return approximation
-        if self.state.known.all():
+        if self.state.known.all() or len(self.state.lattices) == 1:
             return replace(approximation, share=1.0, coarse=None, levels=2)
-        return replace(approximation, levels=max(2, min(approximation.levels, len(self.state.lattices))))
+        levels = max(2, min(approximation.levels, len(self.state.lattices)))
+        return replace(approximation, coarse=self._coarse(approximation), levels=levels)
+
+    def _coarse(self, approximation: Approximation) -> int | None:
+        """The first stage's stride as it was: whole steps of the map's, in pixels."""
+        strides = strides_of(self.positions)
+        first = {step * by for step, by in zip(first_step(strides, 1, approximation.coarse), strides, strict=True)}
+        return min(first) if approximation.coarse is not None and len(first) == 1 else approximation.coarse
 
     def check(self, exact: Scorer, count: int, seed: int | None = None) -> Checked | None:
         """Compute up to ``count`` random ones of the approximated positions exactly; None if there are none.

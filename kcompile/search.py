@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -28,6 +28,7 @@ from kcompile.progress import Meter
 from kcompile.runtime.inputs import Given
 from kcompile.scoring import Score
 from kcompile.selection import Trial, Verdict, certify, sequence
+from kcompile.targets import several
 from kcompile.tuning import Tuning
 from kcompile.variants import has_gates
 
@@ -88,12 +89,15 @@ def tune(
     if isinstance(target_ssim, bool) or not isinstance(target_ssim, (int, float)) or not 0 < target_ssim <= 1:
         raise InputError(f"target_ssim is {target_ssim!r}; allowed is 0 < target_ssim <= 1")
     coverage, confidence = check_share("coverage", coverage), check_share("confidence", confidence)
+    if several(target):
+        raise InputError(f"target is {target}; allowed is one class: a certificate is for one map of an image")
+    listed = None if candidates is None else _checked(candidates)
     inc = compiled(model, images, patch_shape)
     given, _ = as_images(images, inc)
     _check_once(given)
     chosen, certifying = split(len(given), images_needed(coverage, confidence), seed)
     job = experiment(inc, patch_shape, stride, overlap, value, roi, score, output)
-    tried = default_candidates(job, [given[i] for i in chosen]) if candidates is None else _checked(candidates)
+    tried = default_candidates(job, [given[i] for i in chosen]) if listed is None else listed
     maps = Maps(job, target)
     with Meter(len(chosen) * (1 + len(tried)), None, progress) as meter:
         trials = _select(maps, [given[i] for i in chosen], tried, float(target_ssim), coverage, meter)
@@ -134,14 +138,17 @@ def split(images: int, needed: int, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[: images // 2]), sorted(order[images // 2 :])
 
 
-def _checked(candidates: Sequence[Approximation]) -> list[Approximation]:
+def _checked(candidates: Iterable[Approximation]) -> list[Approximation]:
     """The candidates, if there are any and all are Approximations; InputError otherwise."""
-    for one in candidates:
+    if not isinstance(candidates, Iterable):
+        raise InputError(f"candidates is a {type(candidates).__name__}; allowed is a list of kcompile.Approximations")
+    listed = list(candidates)
+    for one in listed:
         if not isinstance(one, Approximation):
             raise InputError(f"candidates has a {type(one).__name__}, {one!r}; allowed are kcompile.Approximations")
-    if not candidates:
+    if not listed:
         raise InputError("candidates is empty; allowed are kcompile.Approximations, or None for the default ones")
-    return list(candidates)
+    return listed
 
 
 def _check_once(images: Sequence[Given]) -> None:
@@ -255,28 +262,34 @@ def _select(
     missable = math.floor((1 - coverage) * len(images) + 1e-9)
     qualities: list[list[float]] = [[] for _ in tried]
     costs: list[list[float]] = [[] for _ in tried]
+    refused: dict[Approximation, str] = {}
     for number, given in enumerate(images):
         exact, seconds = maps.make(given, None)
         meter.advance(1, number)
         for candidate, found, cost in zip(tried, qualities, costs, strict=True):
             if sum(one < target for one in found) <= missable:
-                similar, took = _try(maps, given, candidate, exact)
+                similar, took = _try(maps, given, candidate, exact, refused)
                 found.append(similar)
                 cost.append(took / max(seconds, 1e-9) + min(candidate.samples / maps.job.count, 1))
             else:
                 found.append(-np.inf)
             meter.advance(1, number)
+        if len(refused) == len(set(tried)):
+            raise InputError(f"this model can have none of the candidates: {'; '.join(sorted(set(refused.values())))}")
     return [
-        Trial(candidate, np.array(found), float(np.median(cost)))
+        Trial(candidate, np.array(found), float(np.median(cost)), refused.get(candidate, ""))
         for candidate, found, cost in zip(tried, qualities, costs, strict=True)
     ]
 
 
-def _try(maps: Maps, given: Given, candidate: Approximation, exact: Heatmap) -> tuple[float, float]:
-    """Similarity and seconds of a candidate's map; one that this model can't have is never similar."""
+def _try(
+    maps: Maps, given: Given, candidate: Approximation, exact: Heatmap, refused: dict[Approximation, str]
+) -> tuple[float, float]:
+    """Similarity and seconds of a candidate's map; one that this model can't have is never similar, and told why."""
     try:
         heat, seconds = maps.make(given, candidate, exact.target)
-    except KCompileError:
+    except KCompileError as error:
+        refused[candidate] = str(error)
         return -np.inf, np.inf
     return quality(exact, heat), seconds
 
@@ -288,6 +301,7 @@ def _told(trial: Trial[Approximation], target: float, verdicts: list[Verdict[Any
         "met": trial.met(target),
         "cost": trial.cost if np.isfinite(trial.cost) else None,
         "certified": tested.get(trial.candidate),
+        **({"refused": trial.refused} if trial.refused else {}),
     }
 
 

@@ -38,11 +38,13 @@ class Trial(Generic[T]):
         candidate: The setting.
         qualities: Similarity per image; -inf for a map that could not be made.
         cost: Time of a map, as a share of the exact map's.
+        refused: Why no map could be made.
     """
 
     candidate: T
     qualities: FloatArray
     cost: float
+    refused: str = ""
 
     def met(self, target: float) -> float:
         """Share of the images whose similarity reaches the target."""

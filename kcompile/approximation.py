@@ -136,9 +136,8 @@ class Approximation:
 
     def _share_text(self) -> str:
         first = "" if self.coarse is None else f" after every {self.coarse} px"
-        return f"{100 * self.share:.3g}% of the positions{first}" + (
-            f" in {self.levels} stages" if self.levels > 2 else ""
-        )
+        stages = f" in {self.levels} stages" if self.levels > 2 else ""
+        return f"{100 * self.share:.3g}% of the positions{first}{stages}"
 
     def _cut_text(self) -> str:
         where = f"behind {self.cut}" if isinstance(self.cut, str) else f"at {self.cut:.3g} of the work"

@@ -178,21 +178,29 @@ def tune(
     """Find the fastest approximation whose maps are good enough, and certify it on half of the pictures."""
     with _readable_errors(threads):
         import kcompile
-        from kcompile.explain import value_of
+        from kcompile.core.checks import per_axis
+        from kcompile.explain import check_file, value_of
+        from kcompile.grid import steps
         from kcompile.loading import load_model
         from kcompile.pictures import read_picture
+        from kcompile.search import check_goal
 
-        value_of(value)  # before the model is loaded
+        # before the model is loaded, and hours before the file is written
+        check_file(out, "--out", ".json", tuple(images))
+        check_goal(target_ssim, coverage, confidence, len(images))
+        value_of(value)
+        sizes, strides = _numbers("patch", patch, 1, 2), _numbers("stride", stride, 1, 2) if stride else None
+        steps(strides, None, per_axis(sizes, 2, "patch_shape"))
         loaded = load_model(model, weights, size=size, num_classes=num_classes)
-        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, _numbers("patch", patch, 1, 2))
+        inc = kcompile.incrementalize(loaded.model, loaded.input_shape, sizes)
         found = kcompile.tune(
             inc, [loaded.prepare(read_picture(path, loaded.channels))[1] for path in images],
             target_ssim=target_ssim, coverage=coverage, confidence=confidence,
-            stride=_numbers("stride", stride, 1, 2) if stride else None,
+            stride=strides,
             value=value_of(value, loaded.input_shape[0]), progress=sys.stderr.isatty(),
         )  # fmt: skip
-        found.save(out)
         typer.echo(found)
+        found.save(out)
         typer.echo(f"wrote {out}")
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from kcompile.approximation import Approximation
 
+_NOTHING = "nothing is approximated by this; give --share, --tau, --cut, --gates or --dtype"
 _PANEL = "Approximation (none by default: maps are exact)"
 
 
@@ -58,7 +59,7 @@ def approximation_of(given: dict[str, Any]) -> Approximation | None:
     settings = Approximation(**told)
     if settings.exact:
         names = ", ".join(f"--{name}" for name in told)
-        raise InputError(f"{names}: nothing is approximated by this; give --share, --tau, --cut, --gates or --dtype")
+        raise InputError(f"{names}: {_NOTHING}")
     return settings
 
 
@@ -66,7 +67,7 @@ def with_cut(settings: Approximation, model: nn.Module) -> Approximation:
     """The settings with the cut as a number, unless the model has a layer of that name.
 
     Raises:
-        InputError: Neither a layer nor a share.
+        InputError: Neither a layer nor a share; or 1, which is the end, where nothing else is approximated.
     """
     from kcompile.core.errors import InputError
 
@@ -77,4 +78,7 @@ def with_cut(settings: Approximation, model: nn.Module) -> Approximation:
         share = float(text)
     except ValueError:
         raise InputError(f"--cut is {text!r}; allowed are a layer of this model and a share 0 to 1") from None
-    return replace(settings, cut=share)
+    settings = replace(settings, cut=share)
+    if settings.exact:
+        raise InputError(f"--cut {text}: {_NOTHING}")
+    return settings

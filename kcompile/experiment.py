@@ -84,6 +84,10 @@ def occlusion(
         MemoryBudgetError: The budget is too small.
     """
     if tuning is not None:
+        if not isinstance(tuning, Tuning):
+            raise InputError(
+                f"tuning is a {type(tuning).__name__}; allowed is a kcompile.Tuning, as Tuning.load gives it"
+            )
         if approximation is not None:
             raise InputError("approximation and tuning are both given; allowed is one of them")
         approximation = tuning.approximation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from kcompile.api import incrementalize
 from kcompile.approximation import Approximation
 from kcompile.cli_approximation import with_cut
 from kcompile.comparison import infer_in_full, judge, spread
+from kcompile.core.checks import per_axis
 from kcompile.core.errors import InputError
 from kcompile.drawn_fills import Blur, Noise
 from kcompile.experiment import occlusion
@@ -76,8 +78,7 @@ def run(request: Request, progress: bool) -> int:
     request = request if tuning is None else replace(request, score=tuning.kind.score)
     if tuning is not None and request.stride is None and request.overlap is None:
         request = replace(request, stride=tuning.kind.stride)
-    step = steps(request.stride, request.overlap, request.patch)  # what needs no model is checked before it is loaded
-    value_of(request.value)
+    _check_alone(request)
     loaded = load_model(request.model, request.weights, size=request.size, num_classes=request.num_classes)
     approximation = None if request.approximation is None else with_cut(request.approximation, loaded.model)
     target = class_number(request.target, loaded.categories)
@@ -86,6 +87,7 @@ def run(request: Request, progress: bool) -> int:
     inc = incrementalize(loaded.model, loaded.input_shape, request.patch, memory_budget=request.memory_budget)
     compiled = time.perf_counter() - start
     patch, shape = inc.plan.patch_shape, loaded.input_shape
+    step = steps(request.stride, request.overlap, patch)
     value = value_of(request.value, shape[0])
     fill = as_fill(value, shape, patch)
     grid(shape[1:], patch, step, request.roi)  # so is a bad roi
@@ -104,6 +106,15 @@ def run(request: Request, progress: bool) -> int:
             return 130
         code = code if same else 1
     return code
+
+
+def _check_alone(request: Request) -> None:
+    """What needs no model, before it is loaded."""
+    steps(request.stride, request.overlap, per_axis(request.patch, 2, "patch_shape"))
+    value_of(request.value)
+    for path in request.images:
+        if not path.exists():
+            raise InputError(f"there is no picture {path}")
 
 
 def _check_together(request: Request, tuning: Tuning | None) -> None:
@@ -159,6 +170,8 @@ def value_of(text: str, channels: int | None = None) -> Any:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
+    if any(map(math.isnan, values)):
+        raise InputError(f"value is {text}; allowed are numbers, not NaN")
     if not values or (channels is not None and len(values) not in (1, channels)):
         raise InputError(
             f"--value is {text!r}; allowed are mean, patch-mean, blur, blur:SIGMA, noise, noise:SEED, one number, "
@@ -188,12 +201,17 @@ def plan_files(request: Request) -> list[Files]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"two pictures are called {twice[0]}: their maps would be one file")
     for one in files:
-        _check_file(one.out, "--out", ".png", request.images)
-        _check_file(one.npz, "--npz", ".npz", request.images)
+        check_file(one.out, "--out", ".png", request.images)
+        check_file(one.npz, "--npz", ".npz", request.images)
     return files
 
 
-def _check_file(path: Path, option: str, suffix: str, images: tuple[Path, ...]) -> None:
+def check_file(path: Path, option: str, suffix: str, images: tuple[Path, ...]) -> None:
+    """Refuse a name that the result can't be written under; its folder is made.
+
+    Raises:
+        InputError: Another suffix, a picture itself, a folder, or a folder that can't be made.
+    """
     if path.suffix.lower() != suffix:
         raise InputError(f"{option} is {path}; allowed is a name that ends in {suffix}")
     if path.resolve() in [image.resolve() for image in images]:

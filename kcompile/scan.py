@@ -81,7 +81,7 @@ class Scan:
 
     def told(self, approximation: Approximation | None) -> Approximation | None:
         """What a map says of an approximation: of a small map all positions may be computed, in fewer stages."""
-        if approximation is None or (self.exactly.all() and not np.isnan(self.state.values).all(axis=-1).any()):
+        if approximation is None or (self.exactly.all() and not self._some_class_lacks()):
             return None  # a correction's lattice may be the whole map
         if not approximation.drills:
             return approximation
@@ -89,6 +89,10 @@ class Scan:
             return replace(approximation, share=1.0, coarse=None, levels=2)
         levels = max(2, min(approximation.levels, len(self.state.lattices)))
         return replace(approximation, coarse=self._coarse(approximation), levels=levels)
+
+    def _some_class_lacks(self) -> bool:
+        """Whether a class has no scores, as where others were explained."""
+        return bool(np.isnan(self.state.values).reshape(-1, self.state.values.shape[-1]).all(axis=0).any())
 
     def _coarse(self, approximation: Approximation) -> int | None:
         """The first stage's stride as it was: whole steps of the map's, in pixels."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from kcompile.core.errors import InputError
 from kcompile.core.interval import IntArray
 from kcompile.fills import Fill, parts
 from kcompile.heatmap import FloatArray
@@ -56,7 +58,12 @@ class Question:
     def linearised(self, outputs: Any, rows: int) -> Tensor:
         """What a linear tail approximates of the outputs: logits [rows, K], or scores of a user's, of a copy."""
         score = "logit" if self.score == "probability" else self.score
-        return scores(select(self._own(outputs), self.output), score, self.inc.activation_of(self.output), rows)
+        try:
+            return scores(select(self._own(outputs), self.output), score, self.inc.activation_of(self.output), rows)
+        except RuntimeError as error:  # of a user's score, which may be right without gradients
+            if callable(score) and torch.is_grad_enabled():
+                raise InputError(f"the score can't be linearised, gradients can't pass through it: {error}") from error
+            raise
 
     def told(self, outputs: Any, rows: int) -> Tensor:
         """As `linearised`, but numbers without gradients, also of a user's score that counts or tells classes."""

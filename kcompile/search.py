@@ -86,9 +86,7 @@ def tune(
         InputError: Too few images for the guarantee (the message says how many it takes), one of them twice, or bad
             arguments.
     """
-    if isinstance(target_ssim, bool) or not isinstance(target_ssim, (int, float)) or not 0 < target_ssim <= 1:
-        raise InputError(f"target_ssim is {target_ssim!r}; allowed is 0 < target_ssim <= 1")
-    coverage, confidence = check_share("coverage", coverage), check_share("confidence", confidence)
+    coverage, confidence = check_goal(target_ssim, coverage, confidence)
     if several(target):
         raise InputError(f"target is {target}; allowed is one class: a certificate is for one map of an image")
     listed = None if candidates is None else _checked(candidates)
@@ -119,6 +117,22 @@ def tune(
         "trials": tuple(_told(trial, target_ssim, verdicts) for trial in trials),
     }
     return _tuning(verdicts, len(certifying), facts)
+
+
+def check_goal(
+    target_ssim: float, coverage: float, confidence: float, images: int | None = None
+) -> tuple[float, float]:
+    """Coverage and confidence as floats, if the goal is one; for so many images, if they can do.
+
+    Raises:
+        InputError: A number that is not allowed, or too few images.
+    """
+    if isinstance(target_ssim, bool) or not isinstance(target_ssim, (int, float)) or not 0 < target_ssim <= 1:
+        raise InputError(f"target_ssim is {target_ssim!r}; allowed is 0 < target_ssim <= 1")
+    coverage, confidence = check_share("coverage", coverage), check_share("confidence", confidence)
+    if images is not None:
+        split(images, images_needed(coverage, confidence), 0)
+    return coverage, confidence
 
 
 def split(images: int, needed: int, seed: int) -> tuple[list[int], list[int]]:

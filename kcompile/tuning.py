@@ -113,9 +113,17 @@ class Tuning:
                 )
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON; folders that lack are made.
+
+        Raises:
+            InputError: The file can't be written.
+        """
         facts = {**asdict(self), "approximation": self.approximation.to_dict(), "format": FORMAT}
-        Path(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror}") from error
 
     @staticmethod
     def load(path: str | Path) -> Tuning:
@@ -128,12 +136,12 @@ class Tuning:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{path} can't be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} holds no tuning: it isn't JSON, which `kcompile tune` writes") from error
         try:
             version = facts.pop("format")
             if version != FORMAT:
-                raise InputError(f"{path} is of another version of kcompile, whose promise was another one: tune again")
+                raise InputError("this is of another version of kcompile, whose promise was another one: tune again")
             facts["approximation"] = Approximation.from_dict(facts["approximation"])
             facts["trials"] = tuple(facts["trials"])
             kind = facts.pop("kind")
@@ -141,5 +149,6 @@ class Tuning:
             return Tuning(**facts, kind=Kind(**kind))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} holds no tuning: {error}") from error
+                raise InputError(f"{path}: {error}") from error
+            said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{path} holds no tuning: {said}") from error

@@ -208,7 +208,7 @@ class Heatmap:
 
     @staticmethod
     def _load(path: str | Path) -> Heatmap:
-        with np.load(path, allow_pickle=False) as data:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
             facts = json.loads(str(data["facts"]))
             facts.update(patch_shape=tuple(facts["patch_shape"]), image_shape=tuple(facts["image_shape"]))
             facts.setdefault("stopped", bool(np.isnan(data["scores"]).any()))  # files of before

@@ -45,7 +45,7 @@ class Question:
 
     def base_row(self, outputs: Any) -> FloatArray:
         """Scores [K] of the base's outputs, which are kept: a user's score may write into what it is given."""
-        row: FloatArray = self.scores(self._own(outputs), 1)[0]
+        row: FloatArray = self.scores(self._own(tree_map_only(Tensor, Tensor.detach, outputs)), 1)[0]
         return row
 
     def _own(self, outputs: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +162,53 @@ def test_a_picture_says_how_the_map_was_made(seed: int, tmp_path: Path) -> None:
     assert heatmap(np.random.default_rng(seed)).caption.endswith("patch 6x5, stride 3x4")
 
 
+def test_a_single_position_has_no_stride(seed: int) -> None:
+    assert "stride" not in heatmap(np.random.default_rng(seed), stride=(100, 100)).caption
+
+
+def test_suffixes_in_capitals(seed: int, tmp_path: Path) -> None:
+    heat = heatmap(np.random.default_rng(seed))
+    heat.save(tmp_path / "a.NPZ")
+    assert kcompile.Heatmap.load(tmp_path / "a.NPZ").caption == heat.caption
+    heat.save(tmp_path / "a.PNG")
+    assert imread(tmp_path / "a.PNG").ndim == 3
+
+
+def test_files_that_hold_no_map(seed: int, tmp_path: Path) -> None:
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
+    np.savez(tmp_path / "other.npz", scores=np.zeros(3))
+    for name in ("junk.npz", "cut.npz", "other.npz"):
+        with pytest.raises(InputError, match=f"{name} holds no heat map"):
+            kcompile.Heatmap.load(tmp_path / name)
+    with pytest.raises(InputError, match=r"nowhere\.npz can't be read"):
+        kcompile.Heatmap.load(tmp_path / "nowhere.npz")
+
+
+def test_a_file_with_a_correction_of_nothing_is_read(seed: int, tmp_path: Path) -> None:
+    """Such settings were allowed before, and left out."""
+    heat = heatmap(np.random.default_rng(seed))
+    replace(heat, approximation=kcompile.Approximation(share=0.2, coarse=8)).save(path := tmp_path / "map.npz")
+    with np.load(path) as data:
+        arrays = dict(data)
+    facts = json.loads(str(arrays["facts"]))
+    facts["approximation"]["correct"] = 16
+    np.savez(path, **{**arrays, "facts": np.array(json.dumps(facts))})
+    assert kcompile.Heatmap.load(path).approximation == kcompile.Approximation(share=0.2, coarse=8)
+    facts["approximation"]["tau"] = 7
+    np.savez(path, **{**arrays, "facts": np.array(json.dumps(facts))})
+    with pytest.raises(InputError, match=r"map\.npz: tau is 7"):
+        kcompile.Heatmap.load(path)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
         (0, "0"), (np.float32(0.25), "0.25"), (torch.tensor([1.0, 2.0]), "1, 2"), ("mean", "mean"),
         (torch.zeros(3, 4, 4), "pixels of its own"), (kcompile.Blur(), "blur"), (kcompile.Blur(2), "blur (sigma 2)"),
         (kcompile.Noise(7), "noise (seed 7)"), (kcompile.Pixels(0.5, torch.neg), "0.5 in the picture's units"),
+        (Fraction(1, 2), "0.5"), (kcompile.Blur("wide"), "blur (sigma of type str)"),  # type: ignore[arg-type]
+        ([torch.tensor(1.0, requires_grad=True)] * 3, "of type list"), (range(64), "0, 1, 2, 3, … (64 numbers)"),
         (NAMED["patch-mean"], "PatchMean"), (NAMED["blur"], "blur"), (Constant(torch.tensor(3)), "3"),
     ],
 )  # fmt: skip

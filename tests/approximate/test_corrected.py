@@ -300,6 +300,18 @@ def test_what_is_exact_needs_no_correction() -> None:
     assert replace(settings, tau=0.5, correct=16).correct == 16
 
 
+def test_a_lattice_that_is_the_whole_map_makes_it_exact(gated: Any) -> None:
+    inc, image = gated
+    options: Any = {"stride": 12, "target": 1, "value": 8.0}
+    with incremental_wherever_possible():
+        exact = kcompile.occlusion(inc, image, **options)
+        whole = kcompile.occlusion(inc, image, **options, approximation=Approximation(tau=0.4, correct=1000))
+        cut = kcompile.occlusion(inc, image, **options, approximation=Approximation(cut=0.9, correct=1000))
+    np.testing.assert_allclose(whole.all_scores, exact.all_scores, rtol=0, atol=1e-9)
+    assert whole.approximation is None
+    assert cut.approximation is not None, "it has no scores of other classes"
+
+
 def in_place(outputs: Tensor) -> Tensor:
     """As `plainly`, but written into what it is given."""
     return outputs.mul_(3).sub_(1)[:, :3]
@@ -327,3 +339,16 @@ def test_a_score_may_write_into_the_outputs(changes: dict[str, Any], gated: Any)
     np.testing.assert_allclose(found.base_scores, wanted.base_scores, rtol=0, atol=1e-9 * scale)
     np.testing.assert_allclose(found.all_scores, wanted.all_scores, rtol=0, atol=1e-6 * scale, equal_nan=True)
     np.testing.assert_allclose(found.checked.scores, wanted.checked.scores, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [lambda outputs: torch.from_numpy(outputs.numpy() * 2), lambda outputs: torch.stack([o.mul_(2) for o in outputs])],
+    ids=["numpy", "views"],
+)
+def test_scores_without_gradients_are_named_under_a_cut(score: Any, gated: Any) -> None:
+    inc, image = gated
+    options: Any = {"stride": 12, "target": 1, "score": score}
+    kcompile.occlusion(inc, image, **options)
+    with pytest.raises(kcompile.InputError, match="the score can't be linearised"):
+        kcompile.occlusion(inc, image, **options, approximation=Approximation(cut=0.5))

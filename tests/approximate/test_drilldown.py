@@ -102,6 +102,21 @@ def test_a_map_tells_how_many_stages_it_had(inc: Any, image: Tensor, asked: list
     assert "in 3 stages" in heat.caption
 
 
+@pytest.mark.parametrize(("stride", "asked_for", "real"), [(4, 10, 8), (4, 6, 8), (4, 14, 16), (2, 5, 4), (2, 8, 8)])
+def test_a_map_tells_the_first_stride_that_it_had(
+    inc: Any, image: Tensor, stride: int, asked_for: int, real: int
+) -> None:
+    """Whole steps of its own."""
+    settings = Approximation(share=0.1, coarse=asked_for, samples=0)
+    heat = kcompile.occlusion(inc, image, stride=stride, approximation=settings)
+    assert heat.approximation == replace(settings, coarse=real)
+    assert f"10% of the positions after every {real} px" in heat.caption
+
+
+def test_small_shares_are_not_rounded_to_none() -> None:
+    assert str(Approximation(share=0.004)) == "0.4% of the positions"
+
+
 def test_several_images_and_targets(inc: Any, image: Tensor) -> None:
     images = [image, image.flip(2)]
     settings = Approximation(share=0.3, coarse=8, samples=8)

@@ -193,8 +193,9 @@ def test_heads_are_no_gates(seed: int) -> None:
     inc, image = some(Heads())
     assert changed(inc, Changes(held=True)).plan == inc.plan
     assert not has_gates(inc)
-    with pytest.raises(InputError, match="this model has no global gates"):
-        kcompile.occlusion(inc, image, approximation=Approximation(gates="held", tau=0.5))
+    for settings in (Approximation(gates="held", tau=0.5), Approximation(gates="linear", cut=0.5)):
+        with pytest.raises(InputError, match=f"gates is '{settings.gates}', but this model has no global gates"):
+            kcompile.occlusion(inc, image, approximation=settings)
 
 
 @pytest.mark.parametrize("cut", ["5", 0.99])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -225,7 +226,11 @@ def test_it_is_saved_and_read(tuning: Tuning, tmp_path: Path) -> None:
     assert Tuning.load(tmp_path / "tuning.json") == tuning
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "approximation": {"tau": 7}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "[" * 100_000, '{"format": 99}', '{"format": 3, "approximation": {"tau": 7}}'],
+    ids=["empty", "list", "no format", "deep", "format", "approximation"],
+)
 def test_files_that_hold_no_tuning_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(kcompile.InputError):
@@ -265,6 +270,49 @@ def test_the_error_estimate_is_part_of_the_price(
     assert found.approximation.exact != pays
     assert found.speedup == pytest.approx(1.25 if pays else 1)
     assert found.trials[0]["cost"] == pytest.approx(0.8 + samples / 16)
+
+
+def test_a_certificate_is_for_one_class(inc: Any, images: Any) -> None:
+    with pytest.raises(kcompile.InputError, match=r"target is \[0, 1\]; allowed is one class"):
+        kcompile.tune(inc, images, stride=STRIDE, target=[0, 1], **GUARANTEE)
+
+
+def test_candidates_that_a_model_cannot_have_are_told_why(inc: Any, images: Any) -> None:
+    candidates = [Approximation(gates="held"), Approximation(cut="layer9")]
+    with pytest.raises(kcompile.InputError, match=r"can have none of the candidates: .*layer9.*; gates is 'held', but"):
+        kcompile.tune(inc, images, stride=8, candidates=iter(candidates), **GUARANTEE)
+    found = kcompile.tune(inc, images, stride=8, candidates=[*candidates, Approximation(tau=0.9)], **GUARANTEE)
+    assert ["refused" in trial for trial in found.trials] == [True, True, False]
+    assert "layer9" in found.trials[1]["refused"]
+
+
+def test_of_two_close_classes_half_precision_explains_the_exact_ones(inc: Any, images: Any, monkeypatch: Any) -> None:
+    """bfloat16 has them as equal, and would take the first."""
+    monkeypatch.setattr("kcompile.variants.has_arithmetic", lambda *_: True)
+    model = copy.deepcopy(inc.model)
+    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight[1:] = head.weight[:1]
+        head.bias[:] = torch.tensor([3.0, 3.001, 2.0]) + head.bias[0]
+    near = kcompile.incrementalize(model, (3, SIZE, SIZE), PATCH)
+    settings = Approximation(dtype="bfloat16", samples=0)
+    found = [kcompile.occlusion(near, images[:4], stride=8, approximation=one) for one in (None, settings)]
+    assert [heat.target for heat in found[1]] == [heat.target for heat in found[0]] == [1] * 4
+    assert any(heat.base_scores[0] >= heat.base_scores[1] for heat in found[1]), "void"
+
+
+def test_a_tuning_is_a_tuning(inc: Any, images: Any) -> None:
+    with pytest.raises(kcompile.InputError, match="tuning is a str"):
+        kcompile.occlusion(inc, images[0], tuning="tuning.json")
+    with pytest.raises(kcompile.InputError, match="candidates is a Approximation"):
+        kcompile.tune(inc, images, stride=8, candidates=Approximation(tau=0.5), **GUARANTEE)  # type: ignore[arg-type]
+
+
+def test_folders_of_a_tuning_are_made(tuning: Tuning, tmp_path: Path) -> None:
+    tuning.save(tmp_path / "new" / "t.json")
+    assert Tuning.load(tmp_path / "new" / "t.json") == tuning
+    with pytest.raises(kcompile.InputError, match="can't write"):
+        tuning.save(tmp_path / "new" / "t.json" / "t.json")
 
 
 @pytest.mark.parametrize(

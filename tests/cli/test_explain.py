@@ -249,6 +249,8 @@ def test_bad_options_are_one_line_and_exit_code_2(
         (["--value", "blur:wide"], "--value is 'blur:wide'"),
         (["--stride", "0"], "stride is (0, 0)"),
         (["--tau", "7"], "tau is 7.0"),
+        (["--value", "nan"], "value is nan; allowed are numbers, not NaN"),
+        (["--patch", "0"], "patch_shape is (0, 0)"),
         (["--correct", "9", "--share", "0.1"], "correct is 9, and no score needs it"),
     ],
 )
@@ -258,6 +260,14 @@ def test_options_are_checked_before_the_model_is_loaded(
     result = run("explain", picture, "--model", "no.such:model", "--out", tmp_path / "h.png", *options)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {message}")
+
+
+def test_a_cut_at_the_end_alone_is_refused(run: Run, picture: Path, tmp_path: Path) -> None:
+    result = run("explain", picture, *QUICK, "--out", tmp_path / "h.png", "--cut", "1.0")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --cut 1.0: nothing is approximated by this")
+    result = run("explain", tmp_path / "no.png", "--model", "no.such:model", "--out", tmp_path / "h.png")
+    assert result.stderr.startswith(f"error: there is no picture {tmp_path / 'no.png'}")
 
 
 def test_the_picture_is_not_overwritten(run: Run, picture: Path, tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def run(request: Request, progress: bool) -> int:
             progress=progress, approximation=approximation, tuning=tuning,
         )  # fmt: skip
         _show(heat, step, loaded, request)
+        if tuning is not None and heat.approximation is not None:
+            _line("certified", f"{tuning.promise} ({tuning.met} of {tuning.images} met it)")
         same = not request.compare or _compare(inc, heat, image, fill, request)
         _write(heat, picture, loaded, one)
         if not heat.complete:

@@ -85,9 +85,15 @@ class Tuning:
                 f"the half that they were chosen on, the best reached it on {best:.0%} of the images; `trials` has all)"
             )
         return (
-            f"{self.approximation}: SSIM ≥ {self.target_ssim:g} for ≥ {self.coverage:.0%} of the images with "
-            f"{self.confidence:.0%} confidence\n({self.met} of {self.images} met it, at least {self.bound:.1%} of all; "
-            f"worst {self.worst:.3f}; {self.speedup:.1f}x the exact map)"
+            f"{self.approximation}: {self.promise}\n({self.met} of {self.images} met it, at least {self.bound:.1%} of "
+            f"all; worst {self.worst:.3f}; {self.speedup:.1f} times as fast as the exact map)"
+        )
+
+    @property
+    def promise(self) -> str:
+        """What is certified of the maps."""
+        return (
+            f"SSIM ≥ {self.target_ssim:g} for ≥ {self.coverage:.0%} of the images with {self.confidence:.0%} confidence"
         )
 
     def check(self, kind: Kind) -> None:

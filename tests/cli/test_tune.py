@@ -39,6 +39,8 @@ def test_a_tuning_is_written_and_used(run: Run, pictures: list[Path], tmp_path: 
     assert heat.score == "logit"
     assert heat.approximation == (None if tuning.approximation.exact else tuning.approximation)
     assert ("approximate" in result.output) == (not tuning.approximation.exact)
+    promise = "certified   SSIM ≥ 0.3 for ≥ 50% of the images with 70% confidence (2 of 2 met it)"
+    assert (promise in result.output) == (not tuning.approximation.exact)
     result = run("explain", pictures[0], *MAPS[:-1], "8", "--tuning", out)
     assert result.exit_code == 2
     assert "stride is (8, 8)" in result.output
